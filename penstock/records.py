@@ -1,0 +1,128 @@
+"""The shapes a batch has on its way: what a transport polls, what a stage is given, and what it hands back.
+
+Everything is a column. No client's message object leaves its transport, so that a native client that hands over Arrow
+buffers can take the place of today's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Key = bytes | str | None
+Header = tuple[str, bytes | None]
+
+NO_TIME = np.iinfo(np.int64).min
+"""The event time or watermark of nothing: smaller than every real one (ms since epoch)."""
+
+
+class Partition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Rows as they came from one topic, before anything was decoded.
+
+    Shapes: all of length n and in log order within a partition. ``timestamp``: int64[n], ms since epoch, the broker's
+    append time. ``headers(i)`` reads the headers of row i on demand, for they cost per message.
+    """
+
+    topic: str
+    values: list[bytes | None]
+    keys: list[bytes | None]
+    partition: Int32s
+    offset: Int64s
+    timestamp: Int64s
+    headers: Callable[[int], list[Header]]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The decoded rows of one topic, in processing order; what a stage's ``process`` is given.
+
+    Shapes: every array has one entry per row. ``event_time``: int64[n], ms since epoch. ``watermark``: int64[n], the
+    largest event time of the row's partition *before* the row in the log (``NO_TIME`` before the first), so that
+    lateness never depends on where batches were cut. ``replay``: the rows only rebuild state; nothing is sent.
+    """
+
+    topic: str
+    rows: pa.RecordBatch
+    keys: list[bytes | None]
+    partition: Int32s
+    offset: Int64s
+    timestamp: Int64s
+    event_time: Int64s
+    watermark: Int64s
+    replay: bool = False
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, index: npt.NDArray[np.intp] | Int32s) -> "Batch":
+        """The rows at ``index``, in that order."""
+        chosen = index.tolist()
+        return Batch(
+            self.topic,
+            self.rows.take(pa.array(index, pa.int64())),
+            [self.keys[i] for i in chosen],
+            self.partition[index],
+            self.offset[index],
+            self.timestamp[index],
+            self.event_time[index],
+            self.watermark[index],
+            self.replay,
+        )
+
+
+class Reason(NamedTuple):
+    """Why a row is a dead letter or was dropped. ``kind`` is a short stable phrase that can be counted
+    (``bad magic``, ``no departure``); ``message`` is for people and names the field, the value's shape and the mend."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Rows for one topic.
+
+    ``keys``: one per row, bytes or str (UTF-8 on the wire) or None. ``rows``: columns by name; the loop encodes them
+    with the topic's schema of the plan. ``source``: int32[m], the row of the batch that each came from; -1 for rows
+    that no input row caused (``tick``, ``flush``).
+    """
+
+    topic: str
+    keys: Sequence[Key]
+    rows: pa.RecordBatch
+    source: Int32s
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a batch: every input row has exactly one fate, and the loop checks it.
+
+    A row is in ``outputs`` (once or more), or in ``rejects`` (to the dead letters), or in ``dropped`` (to
+    ``NAME.dropped`` with its reason), or absorbed into state (only in a stage that declares ``absorbs``).
+    ``late``: how many rows were older than their watermark less the lateness.
+    """
+
+    outputs: Sequence[Output] = ()
+    rejects: Mapping[int, Reason] = field(default_factory=dict)
+    dropped: Mapping[int, Reason] = field(default_factory=dict)
+    late: int = 0

@@ -1,0 +1,90 @@
+"""Every setting of every worker: one class, environment variables ``PENSTOCK_…``, held equal to ``.env.example`` by a test."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read once at a worker's start. Secrets are ``SecretStr`` and never printed."""
+
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", extra="ignore", populate_by_name=True)
+
+    bootstrap_servers: str = Field(
+        "127.0.0.1:9092",
+        validation_alias=AliasChoices("PENSTOCK_BOOTSTRAP_SERVERS", "KAFKA_BOOTSTRAP_SERVERS"),
+        description="Kafka to talk to, host:port[,host:port]",
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="as Kafka names it"
+    )
+    sasl_mechanism: str | None = Field(None, description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER")
+    sasl_username: str | None = Field(None, description="SASL user")
+    sasl_password: SecretStr | None = Field(None, description="SASL password")
+    ssl_ca_location: str | None = Field(None, description="PEM file of the broker's certificate authority")
+    ssl_certificate_location: str | None = Field(None, description="PEM file of the client's certificate")
+    ssl_key_location: str | None = Field(None, description="PEM file of the client's key")
+    ssl_key_password: SecretStr | None = Field(None, description="password of the client's key")
+
+    schema_registry_url: str | None = Field(
+        None, description="Confluent-compatible registry; without it ids come from the lock"
+    )
+    schema_registry_user: str | None = Field(None, description="basic-auth user of the registry")
+    schema_registry_password: SecretStr | None = Field(None, description="basic-auth password of the registry")
+
+    guarantee: Literal["exactly_once", "at_least_once"] = Field(
+        "exactly_once", description="transactions, or flush before offsets"
+    )
+    slot: int = Field(
+        0, ge=0, description="this worker's fixed place among those of its stage; two workers never share one"
+    )
+    commit_interval_ms: int = Field(
+        20, ge=5, description="a transaction commits when input is drained, at the latest after this"
+    )
+    max_batch_rows: int = Field(16_384, ge=1, description="rows a batch holds at most")
+    max_wait_ms: int = Field(50, ge=1, description="how long a poll waits for the first row")
+    merge_buffer_rows: int = Field(
+        131_072, ge=1, description="rows buffered per partition where a stage merges by event time"
+    )
+    session_timeout_ms: int = Field(6_000, ge=1_000, description="after this a silent worker's partitions move")
+    transaction_timeout_ms: int = Field(
+        10_000, ge=1_000, description="after this the broker aborts a silent worker's transaction"
+    )
+    allow_incomplete_windows: bool = Field(
+        False, description="start although the log no longer reaches back to the windows' start"
+    )
+
+    state_dir: Path = Field(Path("var"), description="slots' locks, caches and other files of this machine")
+    models_url: str = Field("var/models", description="folder or fsspec URL of the model registry")
+    feature_store_dir: Path | None = Field(
+        None, description="folder of feature_store.yaml, where it is not the pipeline's"
+    )
+    intra_op_threads: int = Field(1, ge=0, description="ONNX Runtime threads of one run; 0 lets it choose")
+    providers: str = Field(
+        "auto", description="ONNX Runtime providers in order, or auto: CUDA when it is there, else CPU"
+    )
+
+    metrics_host: str = Field("127.0.0.1", description="address that /metrics and /health listen on")
+    metrics_port: int = Field(0, ge=0, le=65_535, description="their port; 0 picks a free one, -> the log says which")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the JSON logs on stderr")
+
+    def kafka(self) -> dict[str, str]:
+        """The connection part of every client's configuration, with secrets in the clear: never log it."""
+        client = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "security.protocol": self.security_protocol,
+            "sasl.mechanism": self.sasl_mechanism,
+            "sasl.username": self.sasl_username,
+            "sasl.password": _plain(self.sasl_password),
+            "ssl.ca.location": self.ssl_ca_location,
+            "ssl.certificate.location": self.ssl_certificate_location,
+            "ssl.key.location": self.ssl_key_location,
+            "ssl.key.password": _plain(self.ssl_key_password),
+        }
+        return {name: value for name, value in client.items() if value is not None}
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
