@@ -1,0 +1,1 @@
+"""What runs on one machine without containers: a real Kafka broker and the supervisor of the workers."""
