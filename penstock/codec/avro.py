@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 MAX_VALUE_BYTES = 16 << 20
+_Positions = npt.NDArray[np.intp]
 
 
 class AvroEncoder:
@@ -93,17 +94,39 @@ class _Writer:
         self.resolution: Resolution | None = resolve(self.record, reader)
         self._json = wire.wire_json(self.record, widen=True)
         self._plain = fastavro.parse_schema(wire.plain(self.record))
+        self._as_read = [wire.is_as_read(f.shape) for f in self.record.fields]
+        self._flat = all(wire.is_flat(f.shape) for f in self.record.fields)
 
-    def read(self, values: list[bytes], payload_bytes: int | None) -> pa.RecordBatch:
-        """Raises ``wire.Malformed``. ``payload_bytes``: what the values take without frames; None: do not check."""
-        raw = wire.read(values, self._json)
+    def read_whole(self, values: list[bytes], total_bytes: int) -> pa.RecordBatch:
+        """The columns of values that are all in order, all of this schema id and take ``total_bytes`` with their frames.
+
+        Raises ``wire.Malformed`` where any is not: since an overlong magic would take more bytes than it needs, the sum
+        of the sizes checks the frame too.
+        """
+        raw, arrays = self._read(values)
         fields = self.record.fields
-        arrays = [wire.as_declared(raw.column(i + 2), f.shape) for i, f in enumerate(fields)]
-        if payload_bytes is not None:
-            size = sum(wire.encoded_size(a, f.shape) for a, f in zip(arrays, fields, strict=True))
-            if size != payload_bytes:
-                raise wire.Malformed(TRAILING)
-        return pa.RecordBatch.from_arrays(arrays, schema=self.columns)
+        size = sum(wire.encoded_size(a, f.shape) for a, f in zip(arrays, fields, strict=True))
+        if size + frame.SIZE * len(values) != total_bytes or not frame.all_equal(raw.columns[:2], values[0]):
+            raise wire.Malformed(TRAILING)
+        rows = pa.RecordBatch.from_arrays(arrays, schema=self.columns)
+        if not (self._flat and wire.is_ascii(arrays)):
+            try:
+                rows.validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise wire.Malformed(str(error)) from None
+        return rows
+
+    def read(self, values: list[bytes]) -> pa.RecordBatch:
+        """The columns of the values, whatever follows them and whether or not text is UTF-8. Raises ``wire.Malformed``."""
+        return pa.RecordBatch.from_arrays(self._read(values)[1], schema=self.columns)
+
+    def _read(self, values: list[bytes]) -> tuple[pa.RecordBatch, list[pa.Array]]:
+        raw = wire.read(values, self._json)
+        columns = raw.columns[2:]
+        return raw, [
+            column if as_read else wire.as_declared(column, f.shape)
+            for column, as_read, f in zip(columns, self._as_read, self.record.fields, strict=True)
+        ]
 
     def explain(self, value: bytes) -> BadRow | None:
         """What fastavro says is wrong with one value; None where it reads it whole."""
@@ -113,7 +136,7 @@ class _Writer:
             fastavro.schemaless_reader(stream, self._plain, None)
         except UnicodeDecodeError as error:
             return BadRow("invalid utf-8", f"a text is not UTF-8: {error.reason} at its byte {error.start}.")
-        except Exception as error:  # a decoder fed garbage may raise anything, and all of it means the same here
+        except Exception as error:  # noqa: BLE001 - a decoder fed garbage may raise anything, and all means the same
             return BadRow(MALFORMED, f"{type(error).__name__}: {error}")
         extra = len(value) - stream.tell()
         return BadRow(TRAILING, f"{extra} bytes follow the last field.") if extra else None
@@ -135,21 +158,37 @@ class AvroDecoder:
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """The good rows in order under the reader's schema, and the bad ones with their reasons."""
         values = values if isinstance(values, list) else list(values)
+        return self._at_once(values) or self._taken_apart(values)
+
+    def _at_once(self, values: list[Any]) -> Decoded | None:
+        """All rows, if they are of one schema and in order; None otherwise."""
+        try:
+            total = len(b"".join(values))
+        except TypeError:
+            return None
+        if not 0 < total <= MAX_VALUE_BYTES * len(values) or len(values[0]) < frame.SIZE:
+            return None
+        head = values[0][: frame.SIZE]
+        if head[0] != frame.MAGIC or values[-1][: frame.SIZE] != head:
+            return None
+        writer = self._writer(int.from_bytes(head[1:], "big"))
+        if isinstance(writer, BadRow):
+            return None
+        try:
+            rows = writer.read_whole(values, total)
+        except wire.Malformed:
+            return None
+        bad: dict[int, BadRow] = {}
+        index = np.arange(len(values))
+        if writer.resolution is not None:
+            rows, index = _resolved(writer.resolution, rows, index, int.from_bytes(head[1:], "big"), bad)
+        return Decoded(rows, index.astype(np.int32), bad)
+
+    def _taken_apart(self, values: list[Any]) -> Decoded:
         if not values:
             return in_order([], self.columns, {})
         payloads = frame.lay_out(values)
-        lengths = payloads.lengths
-        ids = frame.schema_ids(payloads)
-        first = int(ids[0])
-        if first >= 0 and (ids == first).all() and int(lengths.max()) <= MAX_VALUE_BYTES:
-            bad: dict[int, BadRow] = {}
-            part = self._group(first, values, payloads, np.arange(len(values)), bad, whole=True)
-            return in_order([part] if part else [], self.columns, bad)
-        return self._mixed(values, payloads, ids, lengths)
-
-    def _mixed(
-        self, values: list[Any], payloads: frame.Payloads, ids: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
-    ) -> Decoded:
+        lengths, ids = payloads.lengths, frame.schema_ids(payloads)
         bad = _frame_faults(values, payloads, ids)
         large = lengths > MAX_VALUE_BYTES
         for i in np.flatnonzero(large & (ids >= 0)).tolist():
@@ -158,40 +197,15 @@ class AvroDecoder:
         parts = []
         for schema_id in np.unique(ids[ids >= 0]).tolist():
             rows = np.flatnonzero(ids == schema_id)
-            part = self._group(schema_id, [values[i] for i in rows.tolist()], payloads, rows, bad, whole=False)
-            if part:
-                parts.append(part)
+            writer = self._writer(schema_id)
+            if isinstance(writer, BadRow):
+                bad.update(dict.fromkeys(rows.tolist(), writer))
+                continue
+            part = _sift(writer, [values[i] for i in rows.tolist()], payloads, rows, bad, schema_id)
+            if writer.resolution is not None:
+                part = _resolved(writer.resolution, *part, schema_id, bad)
+            parts.append(part)
         return in_order(parts, self.columns, bad)
-
-    def _group(
-        self,
-        schema_id: int,
-        values: list[bytes],
-        payloads: frame.Payloads,
-        rows: npt.NDArray[np.intp],
-        bad: dict[int, BadRow],
-        whole: bool,
-    ) -> tuple[pa.RecordBatch, npt.NDArray[np.intp]] | None:
-        writer = self._writer(schema_id)
-        if isinstance(writer, BadRow):
-            bad.update(dict.fromkeys(rows.tolist(), writer))
-            return None
-        lengths = payloads.lengths if whole else payloads.lengths[rows]
-        try:
-            batch = writer.read(values, int(lengths.sum()) - frame.SIZE * len(values))
-            batch.validate(full=True)
-        except (wire.Malformed, pa.ArrowInvalid):
-            starts = payloads.offsets[:-1][rows]
-            found, batch = _sift(writer, values, payloads.data, starts + frame.SIZE, starts + lengths)
-            for i, why in found.items():
-                bad[int(rows[i])] = BadRow(why.reason, why.message, schema_id)
-            rows = np.delete(rows, list(found))
-        if writer.resolution is None:
-            return batch, rows
-        batch, unresolved = writer.resolution.apply(batch)
-        for i, message in unresolved.items():
-            bad[int(rows[i])] = BadRow("unresolvable schema", message, schema_id)
-        return batch, np.delete(rows, list(unresolved)) if unresolved else rows
 
     def _writer(self, schema_id: int) -> _Writer | BadRow:
         known = self._writers.get(schema_id)
@@ -230,30 +244,52 @@ def _frame_faults(
     return bad
 
 
+def _resolved(
+    resolution: Resolution, rows: pa.RecordBatch, index: _Positions, schema_id: int, bad: dict[int, BadRow]
+) -> tuple[pa.RecordBatch, _Positions]:
+    """``rows`` as the reader wants them, less those that cannot be, which are added to ``bad``."""
+    rows, refused = resolution.apply(rows)
+    if not refused:
+        return rows, index
+    for i, message in refused.items():
+        bad[int(index[i])] = BadRow("unresolvable schema", message, schema_id)
+    return rows, np.delete(index, list(refused))
+
+
 def _sift(
     writer: _Writer,
     values: list[bytes],
-    data: npt.NDArray[np.uint8],
-    start: npt.NDArray[np.int64],
-    end: npt.NDArray[np.int64],
-) -> tuple[dict[int, BadRow], pa.RecordBatch]:
-    """The bad rows with their reasons, and the good ones as columns."""
-    bad, undecided = find_faults(data, start, end, writer.record)
+    payloads: frame.Payloads,
+    rows: _Positions,
+    bad: dict[int, BadRow],
+    schema_id: int,
+) -> tuple[pa.RecordBatch, _Positions]:
+    """The good ones among ``values``, which stand at ``rows`` of ``payloads``, and where; the others are added to ``bad``."""
+    lengths = payloads.lengths[rows]
+    if len(rows) < len(payloads.offsets) - 1:
+        # alone, this schema's rows may well be in order
+        try:
+            return writer.read_whole(values, int(lengths.sum())), rows
+        except wire.Malformed:
+            pass
+    starts = payloads.offsets[:-1][rows]
+    found, undecided = find_faults(payloads.data, starts + frame.SIZE, starts + lengths, writer.record)
     for i in undecided.tolist():
         why = writer.explain(values[i])
         if why:
-            bad[i] = why
-    good = np.delete(np.arange(len(values)), list(bad))
+            found[i] = why
     batches: list[pa.RecordBatch] = []
-    _halve(writer, values, good, bad, batches)
+    _halve(writer, values, np.delete(np.arange(len(values)), list(found)), found, batches)
+    for i, why in found.items():
+        bad[int(rows[i])] = BadRow(why.reason, why.message, schema_id)
     batch = pa.concat_batches(batches) if batches else in_order([], writer.columns, {}).rows
-    return bad, batch
+    return batch, np.delete(rows, list(found))
 
 
 def _halve(
     writer: _Writer,
     values: list[bytes],
-    rows: npt.NDArray[np.intp],
+    rows: _Positions,
     bad: dict[int, BadRow],
     out: list[pa.RecordBatch],
 ) -> None:
@@ -261,7 +297,7 @@ def _halve(
     if not len(rows):
         return
     try:
-        batch = writer.read([values[i] for i in rows.tolist()], None)
+        batch = writer.read([values[i] for i in rows.tolist()])
     except wire.Malformed as error:
         if len(rows) == 1:
             bad[int(rows[0])] = writer.explain(values[rows[0]]) or BadRow(MALFORMED, f"{error}.")

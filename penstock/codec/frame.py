@@ -47,13 +47,6 @@ class Payloads:
         out[some] = self.data[self.offsets[some]]
         return out
 
-    def take(self, index: npt.NDArray[np.intp]) -> "Payloads":
-        """The values at ``index``; the bytes are shared, so ``offsets`` alone no longer give the ends."""
-        values = pa.LargeBinaryArray.from_buffers(
-            pa.large_binary(), len(self.offsets) - 1, [None, pa.py_buffer(self.offsets), pa.py_buffer(self.data)]
-        )
-        return _payloads(values.take(pa.array(index, pa.int64())))
-
 
 def lay_out(values: Sequence[bytes | None]) -> Payloads:
     """The values as one buffer; copies each byte once (28 M small values/s)."""
@@ -83,3 +76,9 @@ def schema_ids(payloads: Payloads) -> npt.NDArray[np.int64]:
     )
     out[framed] = np.where(payloads.data[starts] == MAGIC, words[starts + 1].astype(np.int64), -1)
     return out
+
+
+def all_equal(columns: Sequence[pa.Array], value: bytes) -> bool:
+    """Whether the frame columns of a batch, as read, all hold the frame that ``value`` begins with."""
+    magic, ids = (np.frombuffer(c.buffers()[1], np.uint32, len(c)) for c in columns)
+    return bool((magic == value[0]).all() and (ids == int.from_bytes(value[1:SIZE], "little")).all())

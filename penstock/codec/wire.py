@@ -168,7 +168,7 @@ def varint_sizes(values: npt.NDArray[Any]) -> int:
         return 0
     wide = values.astype(np.int64, copy=False)
     low, high = int(wide.min()), int(wide.max())
-    if -64 <= low and high < 64:
+    if low >= -64 and high < 64:
         return n
     coded = ((wide << 1) ^ (wide >> 63)).view(np.uint64)
     total, most, least = n, int(coded.max()), int(coded.min())
@@ -190,7 +190,8 @@ def _integers(array: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def _lengths(array: pa.Array) -> npt.NDArray[np.int32]:
-    return np.diff(np.frombuffer(array.buffers()[1], np.int32, len(array) + 1, array.offset * 4))
+    at = np.frombuffer(array.buffers()[1], np.int32, len(array) + 1, array.offset * 4)
+    return at[1:] - at[:-1]
 
 
 def for_writing(array: pa.Array, shape: Shape) -> pa.Array:
@@ -272,3 +273,31 @@ def invalid_text(rows: pa.RecordBatch) -> dict[int, str] | None:
             except UnicodeDecodeError:
                 found[i] = name
     return found
+
+
+def is_flat(shape: Shape) -> bool:
+    """Whether columns of the shape have no columns inside."""
+    return isinstance(shape, Primitive | Enum) or (
+        isinstance(shape, Union) and shape.optional is not None and is_flat(shape.optional)
+    )
+
+
+def is_as_read(shape: Shape) -> bool:
+    """Whether pyruhvro's column already is what ``as_declared`` makes of it."""
+    match shape:
+        case Primitive(kind, logical):
+            return kind in {"null", "boolean", "float", "double", "string"} or (kind == "long" and logical is None)
+        case Union():
+            return shape.optional is not None and is_as_read(shape.optional)
+        case _:
+            return isinstance(shape, Enum)
+
+
+def is_ascii(arrays: list[pa.Array]) -> bool:
+    """Whether all text in the flat columns is ASCII, which is the quickest way to know that it is UTF-8."""
+    for array in arrays:
+        if array.type == pa.string():
+            data = array.buffers()[2]
+            if data is not None and data.size and np.frombuffer(data, np.uint8).max() >= 0x80:
+                return False
+    return True
