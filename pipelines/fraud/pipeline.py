@@ -18,5 +18,10 @@ pipeline = Pipeline(
 )
 
 windows = pipeline.model_copy(
-    update={"feature_service": "pipelines.fraud.features:card_windows", "model": None, "label": None}
+    update={
+        "feature_service": "pipelines.fraud.features:card_windows",
+        "model": None,
+        "label": None,
+        "monitors": Monitors(),
+    }
 )
