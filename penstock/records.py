@@ -51,6 +51,24 @@ class Records:
     def __len__(self) -> int:
         return len(self.values)
 
+    def take(self, places: npt.NDArray[np.int64]) -> "Records":
+        """The rows at ``places``, in that order."""
+        chosen = places.tolist()
+        return Records(
+            self.topic,
+            [self.values[i] for i in chosen],
+            [self.keys[i] for i in chosen],
+            self.partition[places],
+            self.offset[places],
+            self.timestamp[places],
+            lambda row: self.headers(chosen[row]),
+        )
+
+    def without(self, partitions: set[int]) -> "Records":
+        """The rows of the other partitions."""
+        gone = np.isin(self.partition, list(partitions))
+        return self.take(np.flatnonzero(~gone)) if gone.any() else self
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

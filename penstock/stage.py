@@ -24,12 +24,14 @@ class Stage(ABC):
     absorbs: bool = False
     """Rows without an output, reject or drop are kept in state."""
 
-    stateful: bool = False
-    """``restore`` and replay are needed before a newly assigned partition goes live."""
-
     @abstractmethod
     def process(self, batch: Batch) -> Result:
         """The fate of every row. In a ``batch.replay`` only state changes count; the result is thrown away."""
+
+    def reach(self, topic: str) -> int | None:
+        """How far back in event time (ms) the state of one of the topic's partitions depends on its log, so that replaying that much brings
+        it back; None where rows of the topic leave no state."""
+        return None
 
     def restore(self, partition: Partition, snapshot: bytes | None) -> None:
         """Start ``partition`` from a snapshot, or empty. Called at assignment, before its first row."""

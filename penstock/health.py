@@ -1,0 +1,69 @@
+"""Every worker's small HTTP server: ``/metrics``, ``/health/live`` and ``/health/ready``, which says why not."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+
+class Health:
+    """What a worker knows of itself. ``waiting_for`` maps what is missing to why; empty means ready."""
+
+    def __init__(self) -> None:
+        self.waiting_for: dict[str, str] = {"start": "the worker is starting"}
+        self.alive = True
+
+    def wait(self, what: str, why: str | None) -> None:
+        """``what`` is missing because of ``why``; None when it is there."""
+        if why is None:
+            self.waiting_for.pop(what, None)
+        else:
+            self.waiting_for[what] = why
+
+    @property
+    def ready(self) -> bool:
+        return not self.waiting_for
+
+
+class HealthServer:
+    """Serves on a thread of its own until ``close``. ``port`` is the one it got."""
+
+    def __init__(self, health: Health, host: str, port: int) -> None:
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if self.path == "/metrics":
+                    return self._say(200, CONTENT_TYPE_LATEST, generate_latest(REGISTRY))
+                if self.path == "/health/live":
+                    return self._say_json(200 if health.alive else 503, {"alive": health.alive})
+                if self.path == "/health/ready":
+                    answer = {"ready": health.ready, "waiting_for": dict(health.waiting_for)}
+                    return self._say_json(200 if health.ready else 503, answer)
+                return self._say_json(
+                    404, {"error": f"no {self.path}; there are /metrics, /health/live, /health/ready"}
+                )
+
+            def _say_json(self, status: int, answer: dict[str, object]) -> None:
+                self._say(status, "application/json", json.dumps(answer).encode())
+
+            def _say(self, status: int, content_type: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", content_type)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Scrapes are not worth a log line."""
+
+        self._server = ThreadingHTTPServer((host, port), Answer)
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

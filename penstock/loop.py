@@ -1,0 +1,354 @@
+"""The one loop of every stream processor: poll, decode, process, encode, send, commit.
+
+Outputs, dead letters and offsets are one transaction. An abort never touches a stage's state: the outbox keeps what was sent until it
+is committed. Waiting means that partitions are paused and still polled, so that no membership is ever lost over it.
+"""
+
+import gc
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from penstock.intake import Intake, Piece, Work
+from penstock.observer import Observer
+from penstock.outbox import Outbox, UnencodableError
+from penstock.records import Batch, Output, Partition, Reason, Result
+from penstock.schemas.registry import TransientLookupError
+from penstock.stage import Companion, Stage
+from penstock.transport.protocol import Position, Transport, TransactionAborted
+
+log = logging.getLogger(__name__)
+
+SOONEST_COMMIT_S = 0.010
+SECOND = 1.0
+
+
+class FateError(Exception):
+    """A stage gave a row no fate, or more than one: a bug in the stage, so the worker stops."""
+
+
+class IncompleteLogError(Exception):
+    """The log no longer reaches back to where the windows begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How much and how often. ``lateness_ms`` bounds how far partitions of different workers may come apart."""
+
+    commit_interval_s: float
+    max_batch_rows: int
+    max_wait_s: float
+    lateness_ms: int
+    future_ms: int
+    allow_incomplete_windows: bool = False
+
+
+class Loop:
+    """Runs ``stage`` on ``topics`` until ``stop``. Used by one thread; it is the transport's ``Placement``."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        transport: Transport,
+        intake: Intake,
+        outbox: Outbox,
+        observer: Observer,
+        pace: Pace,
+        topics: list[str],
+        companion: Companion | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.stage, self.transport, self.intake, self.outbox = stage, transport, intake, outbox
+        self._observer, self._pace, self._topics, self._companion, self._clock = (
+            observer,
+            pace,
+            topics,
+            companion,
+            clock,
+        )
+        self._pending: deque[Piece] = deque()
+        self._held: set[Partition] = set()
+        self._opened = self._committed = self._second = 0.0
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Finish the batch in hand, commit, leave. Safe to call from a signal handler."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Returns after ``stop``. Raises what stops a worker for good; nothing uncommitted has been made visible then."""
+        if self._companion is not None:
+            self._companion.start()
+        try:
+            while not self._stopping and self._companion is not None and (why := self._companion.unready()) is not None:
+                self._observer.waiting("model", why)
+                time.sleep(0.02)
+            self._observer.waiting("model", None)
+            self.transport.subscribe(self._topics, self)
+            while not self._stopping:
+                self.step()
+            self._commit()
+        finally:
+            self.transport.close()
+            if self._companion is not None:
+                self._companion.close()
+
+    def step(self) -> None:
+        """One turn: everything that is there, at most one batch of each topic."""
+        if self._companion is not None:
+            for change in self._companion.news():
+                change(self.stage)
+        with self._observer.phase("poll"):
+            polled = self.transport.poll(self._pace.max_batch_rows, self._wait())
+        now = self._clock()
+        for records in polled.records:
+            self._pending.extend(self.intake.split(records))
+        self._decode(now)
+        for partition, end in polled.ends.items():
+            self.intake.ended(partition, end)
+        for work in self.intake.take(now):
+            self._work(work)
+        self._make_room()
+        if now - self._second >= SECOND:
+            self._second = now
+            self._every_second(now)
+        self._commit_when_due(drained=not polled.records and not self._pending)
+
+    def _wait(self) -> float:
+        if self.outbox:
+            return max(0.0, min(self._committed + SOONEST_COMMIT_S - self._clock(), self._pace.max_wait_s))
+        return self._pace.max_wait_s if not self.intake.buffered else 0.005
+
+    def _decode(self, now: float) -> None:
+        while self._pending:
+            try:
+                with self._observer.phase("decode"):
+                    work = self.intake.add(self._pending[0], now)
+            except TransientLookupError as error:
+                self._observer.waiting("schemas", str(error))
+                if not self._held:
+                    log.warning("reading stops until schemas can be looked up: %s", error)
+                    self._held = set(self.intake.lanes)
+                    self.transport.pause(self._held)
+                return
+            self._pending.popleft()
+            if work is not None:
+                self._work(work)
+        if self._held:
+            self._observer.waiting("schemas", None)
+            self.transport.resume(self._held & set(self.intake.lanes))
+            self._held = set()
+
+    def _work(self, work: Work) -> None:
+        with self._observer.phase("process"):
+            result = self._process(work.batch)
+        if work.batch.replay:
+            self._observer.replayed(len(work.batch))
+            return
+        if not self.outbox:
+            self._opened = self._clock()
+        self._check_fates(work.batch, result)
+        with self._observer.phase("send"):
+            self._send(work, result)
+        self._observer.worked(work.batch)
+
+    def _process(self, batch: Batch) -> Result:
+        """The stage's result; if the whole cannot be computed, halves are tried until the guilty row stands alone."""
+        if not len(batch):
+            return Result()
+        try:
+            return self.stage.process(batch)
+        except Exception as error:  # noqa: BLE001  # whatever a stage raises, one row is to blame and the others go on
+            if len(batch) == 1:
+                log.warning("a row could not be processed: %s", type(error).__name__, exc_info=error)
+                return Result(rejects={0: Reason("stage failed", f"{type(error).__name__}: {error}")})
+            middle = len(batch) // 2
+            first = self._process(batch.take(np.arange(middle)))
+            second = self._process(batch.take(np.arange(middle, len(batch))))
+            return _together(first, second, middle)
+
+    def _check_fates(self, batch: Batch, result: Result) -> None:
+        fates = np.zeros((3, len(batch)), np.bool_)
+        for output in result.outputs:
+            fates[0, output.source] = True
+        fates[1, list(result.rejects)] = True
+        fates[2, list(result.dropped)] = True
+        fate = fates.sum(axis=0)
+        wrong = fate != 1 if not self.stage.absorbs else fate > 1
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise FateError(
+                f"{type(self.stage).__name__} gave row {batch.topic}/{batch.partition[row]}@{batch.offset[row]} "
+                f"{fate[row]} fates; every row is in outputs, rejects or dropped, once"
+            )
+
+    def _send(self, work: Work, result: Result) -> None:
+        try:
+            self.outbox.add(work, result)
+        except UnencodableError as error:
+            self.outbox.add(work, self._without_unencodable(result, error))
+
+    def _without_unencodable(self, result: Result, error: UnencodableError) -> Result:
+        """Rows whose output does not fit its schema become rejects, and leave every output."""
+        guilty = [int(output.source[row]) for output in result.outputs for row in self.outbox.unencodable(output)]
+        if not guilty:
+            raise error
+        log.warning("%d rows do not fit their output's schema: %s", len(guilty), error)
+        reason = Reason("output does not fit its schema", str(error))
+        outputs = []
+        for output in result.outputs:
+            kept = np.flatnonzero(~np.isin(output.source, guilty))
+            rows = output.rows.take(pa.array(kept))
+            outputs.append(Output(output.topic, [output.keys[i] for i in kept.tolist()], rows, output.source[kept]))
+        rejects = {**result.rejects, **dict.fromkeys(guilty, reason)}
+        return Result(outputs, rejects, result.dropped, result.late)
+
+    def _make_room(self) -> None:
+        if crowded := self.intake.crowded():
+            self.transport.pause(crowded)
+        if roomy := self.intake.roomy():
+            self.transport.resume(roomy)
+
+    def _every_second(self, now: float) -> None:
+        if not any(self.intake.replay_left(partition) for partition in self.intake.lanes):
+            self.outbox.add_unsourced(self.stage.tick(int(now * 1000)))
+        self._hold_back()
+        self._observer.every_second(self.intake, self.transport, now)
+
+    def _hold_back(self) -> None:
+        """Keeps a re-keyed topic in order across workers: nobody runs further than half the lateness past the slowest with lag."""
+        if not self.intake.merges:
+            return
+        for topic in self._topics:
+            others = {Partition(topic, n) for n in range(self._observer.partitions(topic))} - set(self.intake.lanes)
+            slowest = None
+            for partition, at in (self.transport.committed(others) if others else {}).items():
+                if at is not None and at.offset + 1 < self.transport.bounds(partition)[1]:  # + 1: a marker is no lag
+                    slowest = at.watermark if slowest is None else min(slowest, at.watermark)
+            if slowest is None:
+                self.intake.hold_after.pop(topic, None)
+            else:
+                self.intake.hold_after[topic] = slowest + self._pace.lateness_ms // 2
+
+    def _commit_when_due(self, *, drained: bool) -> None:
+        if not self.outbox:
+            return
+        now = self._clock()
+        if now - self._opened >= self._pace.commit_interval_s or (
+            drained and now - self._committed >= SOONEST_COMMIT_S and self._pace.commit_interval_s < SECOND
+        ):
+            self._commit()
+
+    def _commit(self) -> None:
+        """Commits what is open, again and again until it stands: nothing is recomputed for an abort."""
+        if not self.outbox:
+            return
+        with self._observer.phase("commit"):
+            self.outbox.add_unsourced(self.stage.flush())
+            while True:
+                try:
+                    self.transport.commit(self.outbox.positions)
+                    break
+                except TransactionAborted as aborted:
+                    log.warning("transaction aborted and sent again: %s", aborted)
+                    self._observer.aborted()
+                    self.transport.abort()
+                    self.outbox.resend(aborted.refused)
+        self._committed = self._clock()
+        positions = self.outbox.positions
+        self._observer.committed(self.outbox.clear(), positions, self._committed)
+        self._observer.collect_garbage(gc.collect)
+
+    def assigned(self, committed: Mapping[Partition, Position | None]) -> dict[Partition, int]:
+        starts = {}
+        for partition, at in committed.items():
+            low, high = self.transport.bounds(partition)
+            live = at or Position(low)
+            if live.offset < low:
+                log.error(
+                    "%s: rows %d to %d were deleted by retention before they were read; going on at %d",
+                    partition, live.offset, low - 1, low,
+                )  # fmt: skip
+                live = Position(low, live.watermark)
+            if live.offset > high:
+                raise IncompleteLogError(
+                    f"{partition}: the group committed {live.offset}, but the log ends at {high}: the topic was made anew. "
+                    "Reset the group's offsets or give the pipeline a new name"
+                )
+            start = self._replay_start(partition, live, low)
+            self.stage.restore(partition, None)
+            self.intake.open(partition, start, live)
+            starts[partition] = start
+            log.info("assigned %s from %d, live from %d", partition, start, live.offset)
+        self._observer.assignment(self.intake.lanes)
+        return starts
+
+    def _replay_start(self, partition: Partition, live: Position, low: int) -> int:
+        reach = self.stage.reach(partition.topic)
+        if reach is None or live.offset <= low:
+            return live.offset
+        back_to = live.watermark - reach - self._pace.future_ms
+        start = self.transport.offset_at(partition, back_to) if back_to > 0 else low
+        start = max(low, min(start, live.offset))
+        if start == low > 0 and not self._pace.allow_incomplete_windows:
+            raise IncompleteLogError(
+                f"{partition}: the log begins at offset {low} and may not reach back to where the windows begin. "
+                "Raise the topic's retention.ms, or set PENSTOCK_ALLOW_INCOMPLETE_WINDOWS=true to go on with what is left"
+            )
+        return start
+
+    def revoked(self, partitions: Iterable[Partition]) -> None:
+        gone = set(partitions)
+        if gone & self.outbox.positions.keys():
+            self._settle(gone)
+        self._let_go(gone)
+
+    def _settle(self, gone: set[Partition]) -> None:
+        """Commits before the partitions go; if that fails they are treated as lost, and the rest is sent again."""
+        self.outbox.add_unsourced(self.stage.flush())
+        try:
+            self.transport.commit(self.outbox.positions)
+        except TransactionAborted as aborted:
+            log.warning("the commit before a revocation was aborted: %s", aborted)
+            self._observer.aborted()
+            self.transport.abort()
+            self.outbox.forget(gone)
+            self.outbox.resend(aborted.refused)
+            return
+        positions = self.outbox.positions
+        self._observer.committed(self.outbox.clear(), positions, self._clock())
+
+    def lost(self, partitions: Iterable[Partition]) -> None:
+        gone = set(partitions)
+        if self.outbox.forget(gone):
+            self.transport.abort()
+            self.outbox.resend(())
+        self._let_go(gone)
+
+    def _let_go(self, gone: set[Partition]) -> None:
+        for partition in gone & set(self.intake.lanes):
+            self.intake.close(partition)
+            self.stage.release(partition)
+        self._held -= gone
+        self._pending = deque(
+            Piece(kept, piece.replay)
+            for piece in self._pending
+            if len(kept := piece.records.without({p.number for p in gone if p.topic == piece.records.topic}))
+        )
+        self._observer.assignment(self.intake.lanes)
+        log.info("let go of %s", ", ".join(map(str, sorted(gone))))
+
+
+def _together(first: Result, second: Result, middle: int) -> Result:
+    moved = [Output(o.topic, o.keys, o.rows, (o.source + np.int32(middle)).astype(np.int32)) for o in second.outputs]
+    return Result(
+        [*first.outputs, *moved],
+        {**first.rejects, **{row + middle: reason for row, reason in second.rejects.items()}},
+        {**first.dropped, **{row + middle: reason for row, reason in second.dropped.items()}},
+        first.late + second.late,
+    )

@@ -1,0 +1,143 @@
+"""What a loop tells the world about itself: metrics and readiness. The loop calls it; nothing here changes what the loop does."""
+
+import gc
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+
+from penstock import telemetry
+from penstock.health import Health
+from penstock.intake import Intake
+from penstock.outbox import Tally
+from penstock.records import NO_TIME, Batch, Partition
+from penstock.transport.protocol import Position, Transport
+
+GROWTH_BYTES = 64 << 20
+SAMPLES = 8
+
+
+class Observer:
+    """One per loop. ``partition_counts`` of the input topics."""
+
+    def __init__(self, stage: str, health: Health, partition_counts: Mapping[str, int]) -> None:
+        self._stage, self._health, self._partition_counts = stage, health, partition_counts
+        self._ingest_times: list[int] = []
+        self._seen: dict[Partition, tuple[int, int]] = {}
+        self._committed: dict[Partition, int] = {}
+        self._memory = _resident_bytes()
+        self._batch_rows = telemetry.BATCH_ROWS.labels(stage)
+        self._commit_seconds = telemetry.COMMIT_SECONDS.labels(stage)
+        self._end_to_end = telemetry.END_TO_END_SECONDS.labels(stage)
+        self._phases: dict[str, float] = {}
+
+    def partitions(self, topic: str) -> int:
+        return self._partition_counts[topic]
+
+    def waiting(self, what: str, why: str | None) -> None:
+        self._health.wait(what, why)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self._phases[name] = self._phases.get(name, 0.0) + spent
+            if name == "commit":
+                self._commit_seconds.observe(spent)
+
+    def worked(self, batch: Batch) -> None:
+        self._batch_rows.observe(len(batch))
+        if not len(batch):
+            return
+        rows = np.unique(np.linspace(0, len(batch) - 1, SAMPLES).astype(np.int64))
+        for name in ("_ingest_time", "ingest_time"):
+            if name in batch.rows.schema.names:
+                column = batch.rows.column(name)
+                self._ingest_times += [column[int(row)].value for row in rows]
+                break
+        else:
+            self._ingest_times += batch.timestamp[rows].tolist()
+        for number in np.flatnonzero(np.bincount(batch.partition)).tolist():
+            last = int(np.flatnonzero(batch.partition == number)[-1])
+            self._seen[Partition(batch.topic, number)] = (int(batch.timestamp[last]), int(batch.offset[last]))
+
+    def replayed(self, rows: int) -> None:
+        telemetry.REPLAYED.labels(self._stage).inc(rows)
+
+    def aborted(self) -> None:
+        telemetry.TRANSACTIONS.labels(self._stage, "aborted").inc()
+
+    def committed(self, tally: Tally, positions: Mapping[Partition, Position], now: float) -> None:
+        stage = self._stage
+        telemetry.TRANSACTIONS.labels(stage, "committed").inc()
+        for topic, n in tally.rows_in.items():
+            telemetry.RECORDS_IN.labels(stage, topic).inc(n)
+        for topic, n in tally.rows_out.items():
+            telemetry.RECORDS_OUT.labels(stage, topic).inc(n)
+        for reason, n in tally.dead.items():
+            telemetry.DEAD_LETTERS.labels(stage, reason).inc(n)
+        for reason, n in tally.dropped.items():
+            telemetry.DROPPED.labels(stage, reason).inc(n)
+        telemetry.LATE_ROWS.labels(stage).inc(tally.late)
+        for stamp in self._ingest_times:
+            self._end_to_end.observe(max(0.0, now - stamp / 1000))
+        self._ingest_times.clear()
+        for partition, at in positions.items():
+            self._committed[partition] = at.offset
+            if at.watermark != NO_TIME:
+                telemetry.WATERMARK.labels(stage, partition.topic, str(partition.number)).set(at.watermark / 1000)
+        for phase, spent in self._phases.items():
+            telemetry.PHASE_SECONDS.labels(stage, phase).inc(spent)
+        self._phases.clear()
+
+    def assignment(self, lanes: Iterable[Partition]) -> None:
+        owned = set(lanes)
+        telemetry.REBALANCES.labels(self._stage).inc()
+        telemetry.ASSIGNED.labels(self._stage).set(len(owned))
+        for partition in [p for p in self._committed if p not in owned]:
+            del self._committed[partition]
+            for gauge in (telemetry.LAG_RECORDS, telemetry.LAG_SECONDS, telemetry.WATERMARK):
+                try:
+                    gauge.remove(self._stage, partition.topic, str(partition.number))
+                except KeyError:
+                    continue  # it was never set
+        self._health.wait("start", None)
+        self._health.wait("partitions", None if owned else "no partition is assigned to this worker")
+
+    def every_second(self, intake: Intake, transport: Transport, now: float) -> None:
+        """Lag of every partition, replay left, and with them readiness."""
+        replaying = []
+        for partition in intake.lanes:
+            labels = (self._stage, partition.topic, str(partition.number))
+            left = intake.replay_left(partition)
+            telemetry.REPLAY_LEFT.labels(*labels).set(left)
+            if left:
+                replaying.append(f"{partition} has {left} rows left")
+            high = transport.high(partition)
+            if high is None:
+                continue
+            stamp, _ = self._seen.get(partition, (0, 0))
+            lag = 0 if intake.drained(partition) else max(0, high - self._committed.get(partition, high))
+            telemetry.LAG_RECORDS.labels(*labels).set(lag)
+            telemetry.LAG_SECONDS.labels(*labels).set(max(0.0, now - stamp / 1000) if lag and stamp else 0.0)
+        self._health.wait("replay", ", ".join(replaying) or None)
+        telemetry.READY.labels(self._stage).set(self._health.ready)
+
+    def collect_garbage(self, collect: Callable[[], object]) -> None:
+        """The collector is off in workers, for it would walk thousands of live messages again and again: it runs here, when memory grew."""
+        if gc.isenabled():
+            return
+        memory = _resident_bytes()
+        if memory - self._memory > GROWTH_BYTES:
+            collect()
+            self._memory = _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    """Peak resident memory: one cheap call, unlike reading /proc."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,302 @@
+"""The content of the open transaction: encoded outputs, dead letters, drops and positions. It is kept until it is committed, so that
+an abort never touches a stage's state: the same bytes are sent again, less the rows of partitions that are no longer ours and less the
+rows that the broker refused, which become dead letters.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from penstock.dead_letter import DeadLetter, RawRow, dead_letter, digest_only
+from penstock.envelope import EVENT_ID, ORIGIN_OFFSET, ORIGIN_PARTITION
+from penstock.intake import Work
+from penstock.records import Header, Int32s, Key, Output, Partition, Reason, Records, Result
+from penstock.transport.protocol import Fenced, Position, Refusal, Transport
+
+UNENCODABLE = (ValueError, pa.ArrowInvalid, KeyError, TypeError)
+Encode = Callable[[pa.RecordBatch], list[bytes]]
+
+
+@dataclass(slots=True)
+class _Send:
+    """Rows of one topic as they went to the transport. ``source``: int32[n], rows of ``work.batch``; -1 came from no row."""
+
+    topic: str
+    keys: list[Key]
+    values: list[bytes | None]
+    headers: list[list[Header]] | None
+    source: Int32s
+    work: Work | None
+    alone: bool = False
+
+    def keep(self, mask: Sequence[bool] | np.ndarray) -> None:
+        chosen = np.flatnonzero(mask).tolist()
+        self.keys = [self.keys[i] for i in chosen]
+        self.values = [self.values[i] for i in chosen]
+        if self.headers is not None:
+            self.headers = [self.headers[i] for i in chosen]
+        self.source = self.source[chosen]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the open transaction holds, for the metrics once it is committed."""
+
+    rows_in: dict[str, int] = field(default_factory=dict)
+    rows_out: dict[str, int] = field(default_factory=dict)
+    dead: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    late: int = 0
+
+    @staticmethod
+    def count(counts: dict[str, int], name: str, n: int) -> None:
+        if n:
+            counts[name] = counts.get(name, 0) + n
+
+
+class UnencodableError(Exception):
+    """A stage made rows that its output schema does not take."""
+
+
+class Outbox:
+    """``encoders`` by topic; ``raw_topic`` names the topic that origins refer to; ``details`` go into each dead letter."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        stage: str,
+        encoders: Mapping[str, Encode],
+        dead_topic: str,
+        dropped_topic: str,
+        raw_topic: str,
+        raw_inputs: Iterable[str],
+        absorbs: bool,
+    ) -> None:
+        self._transport, self._stage, self._encoders, self._absorbs = transport, stage, encoders, absorbs
+        self._dead_topic, self._dropped_topic, self._raw_topic = dead_topic, dropped_topic, raw_topic
+        self._raw_inputs = frozenset(raw_inputs)
+        self._sends: list[_Send] = []
+        self.positions: dict[Partition, Position] = {}
+        self.tally = Tally()
+
+    def __bool__(self) -> bool:
+        return bool(self._sends or self.positions)
+
+    def add(self, work: Work, result: Result) -> None:
+        """The fate of a batch. Raises ``UnencodableError`` before anything was sent."""
+        batch = work.batch
+        sends = []
+        for output in result.outputs:
+            if len(output.rows):
+                sends.append(self._encoded(output, work))
+        letters = [
+            self._letter(
+                records,
+                row,
+                Reason(bad.reason, bad.message),
+                {"schema.id": str(bad.schema_id)} if bad.schema_id is not None else {},
+            )
+            for records, row, bad in work.bad
+        ]
+        letters += [self._reject(work, row, reason) for row, reason in result.rejects.items()]
+        sources = np.array([-1] * len(work.bad) + list(result.rejects), np.int32)
+        if letters:
+            sends.append(self._to_dead(letters, sources, work))
+        if result.dropped:
+            sends.append(self._encoded(self._drops(work, result.dropped), work))
+        for send in sends:
+            self._send(send)
+        self.positions.update(work.positions)
+        tally = self.tally
+        tally.late += result.late
+        tally.count(tally.rows_in, batch.topic, len(batch) + len(work.bad))
+        for _, _, bad in work.bad:
+            tally.count(tally.dead, bad.reason, 1)
+        for reason in result.rejects.values():
+            tally.count(tally.dead, reason.kind, 1)
+        for reason in result.dropped.values():
+            tally.count(tally.dropped, reason.kind, 1)
+
+    def unencodable(self, output: Output) -> list[int]:
+        """Rows of ``output`` that its schema does not take, found by halving."""
+        encode, found, parts = self._encoders[output.topic], [], [(0, len(output.rows))]
+        while parts:
+            start, stop = parts.pop()
+            try:
+                encode(output.rows.slice(start, stop - start))
+            except UNENCODABLE:
+                if stop - start == 1:
+                    found.append(start)
+                else:
+                    middle = (start + stop) // 2
+                    parts += [(start, middle), (middle, stop)]
+        return found
+
+    def add_unsourced(self, result: Result) -> None:
+        """What ``tick`` and ``flush`` made."""
+        for output in result.outputs:
+            if len(output.rows):
+                self._send(self._encoded(output, None))
+
+    def _encoded(self, output: Output, work: Work | None) -> _Send:
+        try:
+            encode = self._encoders[output.topic]
+        except KeyError:
+            raise UnencodableError(
+                f"stage {self._stage} wrote to {output.topic!r}, which its plan does not list among its outputs"
+            ) from None
+        try:
+            values: list[bytes | None] = list(encode(output.rows))
+        except UNENCODABLE as error:
+            raise UnencodableError(f"{output.topic}: {error}") from error
+        return _Send(output.topic, list(output.keys), values, None, output.source, work)
+
+    def _send(self, send: _Send) -> None:
+        self._sends.append(send)
+        self._transport.send(send.topic, send.keys, send.values, send.headers, alone=send.alone)
+        self.tally.count(self.tally.rows_out, send.topic, len(send.values))
+
+    def _to_dead(self, letters: list[DeadLetter], source: Int32s, work: Work | None) -> _Send:
+        return _Send(
+            self._dead_topic,
+            [d.key for d in letters],
+            [d.value for d in letters],
+            [d.headers for d in letters],
+            source,
+            work,
+        )
+
+    def _reject(self, work: Work, row: int, reason: Reason) -> DeadLetter:
+        records, place = work.record(row)
+        return self._letter(records, place, reason, {}, self._origin(work, row))
+
+    def _origin(self, work: Work, row: int) -> tuple[str, int, int] | None:
+        rows = work.batch.rows
+        for partition, offset in ((ORIGIN_PARTITION, ORIGIN_OFFSET), ("origin_partition", "origin_offset")):
+            if partition in rows.schema.names:
+                return self._raw_topic, rows.column(partition)[row].as_py(), rows.column(offset)[row].as_py()
+        return None
+
+    def _letter(
+        self,
+        records: Records,
+        row: int,
+        reason: Reason,
+        details: dict[str, str],
+        origin: tuple[str, int, int] | None = None,
+    ) -> DeadLetter:
+        where = Partition(records.topic, int(records.partition[row]))
+        offset = int(records.offset[row])
+        if records.topic in self._raw_inputs:
+            origin = (records.topic, where.number, offset)
+        raw = RawRow(
+            where,
+            offset,
+            int(records.timestamp[row]),
+            records.keys[row],
+            records.values[row],
+            records.headers(row),
+            origin,
+        )
+        return dead_letter(raw, reason, self._stage, details)
+
+    def _drops(self, work: Work, dropped: Mapping[int, Reason]) -> Output:
+        batch = work.batch
+        rows = np.fromiter(dropped, np.int32, len(dropped))
+        n = len(rows)
+        reasons = list(dropped.values())
+        names = batch.rows.schema.names
+        taken = batch.rows.take(pa.array(rows))
+        is_raw = ORIGIN_OFFSET not in names
+        columns = {
+            "stage": pa.repeat(self._stage, n),
+            "reason": pa.array([reason.kind for reason in reasons]),
+            "message": pa.array([reason.message for reason in reasons]),
+            "event_id": pa.nulls(n, pa.string()) if is_raw else taken.column(EVENT_ID),
+            "topic": pa.repeat(batch.topic, n),
+            "partition": pa.array(batch.partition[rows]),
+            "offset": pa.array(batch.offset[rows]),
+            "origin_partition": pa.array(batch.partition[rows]) if is_raw else taken.column(ORIGIN_PARTITION),
+            "origin_offset": pa.array(batch.offset[rows]) if is_raw else taken.column(ORIGIN_OFFSET),
+        }
+        keys: list[Key] = [batch.keys[row] for row in rows.tolist()]
+        return Output(self._dropped_topic, keys, pa.RecordBatch.from_pydict(columns), rows)
+
+    def resend(self, refused: Sequence[Refusal]) -> None:
+        """After an abort: everything again in a new transaction. When the broker refused several rows of one batch, the suspects go one by one
+        first, so that the next refusal names the guilty alone; a guilty row's source becomes a dead letter and leaves all outputs."""
+        by_send: dict[int, dict[int, str]] = {}
+        for refusal in refused:
+            by_send.setdefault(refusal.send, {})[refusal.row] = refusal.message
+        suspects = [n for n, rows in by_send.items() if len(rows) > 1 and not self._sends[n].alone]
+        for number in suspects:
+            self._sends[number].alone = True
+        letters: list[_Send] = []
+        if not suspects:
+            for number, rows in by_send.items():
+                self._condemn(self._sends[number], rows, letters)
+        again, self._sends = self._sends, []
+        self.tally.rows_out = {}
+        for send in [*again, *letters]:
+            if send.values:
+                self._send(send)
+
+    def _condemn(self, send: _Send, rows: Mapping[int, str], letters: list[_Send]) -> None:
+        if send.topic == self._dead_topic:
+            assert send.headers is not None
+            for row in rows:
+                letter = digest_only(DeadLetter(None, send.values[row], send.headers[row]))
+                send.keys[row], send.values[row], send.headers[row] = letter.key, letter.value, letter.headers
+            return
+        guilty = {int(send.source[row]): message for row, message in rows.items()}
+        if send.work is None or -1 in guilty:
+            raise Fenced(
+                f"{send.topic}: {next(iter(rows.values()))}: a row of {self._stage}'s own making was refused. Raise the topic's max.message.bytes"
+            )
+        work = send.work
+        for other in self._sends:
+            if other.work is work and other.topic != self._dead_topic:
+                other.keep(~np.isin(other.source, list(guilty)))
+        reason = "refused by the broker"
+        dead = [self._reject(work, row, Reason(reason, message)) for row, message in guilty.items()]
+        self.tally.count(self.tally.dead, reason, len(dead))
+        letters.append(self._to_dead(dead, np.array(list(guilty), np.int32), work))
+
+    def forget(self, partitions: Iterable[Partition]) -> bool:
+        """Takes the rows of partitions out that are another's now. True when anything was taken out: then the open transaction must be aborted and
+        the rest sent again. Raises ``Fenced`` where absorbed rows cannot be told apart any more."""
+        gone = set(partitions)
+        if not gone & self.positions.keys():
+            return False
+        if self._absorbs:
+            raise Fenced(
+                f"{self._stage}: {sorted(gone)} were lost with rows absorbed into its summaries; the worker starts afresh"
+            )
+        for send in self._sends:
+            if send.work is None:
+                continue
+            lost = {p.number for p in gone if p.topic == send.work.batch.topic}
+            if not lost:
+                continue
+            if send.topic == self._dead_topic:
+                send.keep([self._dead_source(headers) not in gone for headers in send.headers or []])
+            else:
+                send.keep(~np.isin(send.work.batch.partition[send.source], list(lost)))
+        for partition in gone:
+            self.positions.pop(partition, None)
+        return True
+
+    def _dead_source(self, headers: list[Header]) -> Partition:
+        found = dict(headers)
+        topic, number = found["__connect.errors.topic"], found["__connect.errors.partition"]
+        assert topic is not None
+        assert number is not None
+        return Partition(topic.decode(), int(number))
+
+    def clear(self) -> Tally:
+        """After the commit."""
+        tally, self.tally = self.tally, Tally()
+        self._sends, self.positions = [], {}
+        return tally
