@@ -64,7 +64,7 @@ class Loop:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.stage, self.transport, self.intake, self.outbox = stage, transport, intake, outbox
-        self._observer, self._pace, self._topics, self._companion, self._clock = (
+        self._observer, self._pace, self._topics, self.companion, self._clock = (
             observer,
             pace,
             topics,
@@ -82,10 +82,10 @@ class Loop:
 
     def run(self) -> None:
         """Returns after ``stop``. Raises what stops a worker for good; nothing uncommitted has been made visible then."""
-        if self._companion is not None:
-            self._companion.start()
+        if self.companion is not None:
+            self.companion.start()
         try:
-            while not self._stopping and self._companion is not None and (why := self._companion.unready()) is not None:
+            while not self._stopping and self.companion is not None and (why := self.companion.unready()) is not None:
                 self._observer.waiting("model", why)
                 time.sleep(0.02)
             self._observer.waiting("model", None)
@@ -95,13 +95,13 @@ class Loop:
             self._commit()
         finally:
             self.transport.close()
-            if self._companion is not None:
-                self._companion.close()
+            if self.companion is not None:
+                self.companion.close()
 
     def step(self) -> None:
         """One turn: everything that is there, at most one batch of each topic."""
-        if self._companion is not None:
-            for change in self._companion.news():
+        if self.companion is not None:
+            for change in self.companion.news():
                 change(self.stage)
         with self._observer.phase("poll"):
             polled = self.transport.poll(self._pace.max_batch_rows, self._wait())

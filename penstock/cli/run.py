@@ -1,0 +1,24 @@
+"""``penstock run STAGE PLAN.json``: what a container runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    stage: Annotated[
+        str, typer.Argument(help="ingest, features.ENTITY, features.feast, inference, monitor, monitor.merge")
+    ],
+    plan: Annotated[Path, typer.Argument(help="the JSON that `penstock plan PIPELINE` wrote")],
+    slot: Annotated[int | None, typer.Option(help="this worker's place among those of its stage")] = None,
+) -> None:
+    """Run one worker of one stage until SIGTERM."""
+    from penstock.plan import Plan
+    from penstock.settings import Settings
+    from penstock.worker import run as run_worker
+
+    settings = Settings()
+    if slot is not None:
+        settings = settings.model_copy(update={"slot": slot})
+    raise typer.Exit(run_worker(Plan.load(plan), stage, settings))

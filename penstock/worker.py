@@ -1,0 +1,176 @@
+"""One process of one stage: puts plan, settings, codec, transport, stage and loop together and runs them until SIGTERM.
+
+Imports no feast: a worker is ready within seconds. What a stage's own service needs, its entry point brings along.
+"""
+
+import gc
+import logging
+import signal
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from types import FrameType
+
+from penstock import logs
+from penstock.codec.avro import AvroDecoder, AvroEncoder
+from penstock.codec.input import InputDecoder
+from penstock.codec.json import JsonDecoder
+from penstock.health import Health, HealthServer
+from penstock.intake import Intake, TopicReader
+from penstock.loop import FateError, IncompleteLogError, Loop, Pace
+from penstock.observer import Observer
+from penstock.outbox import Outbox
+from penstock.plan import AvroSchema, InputPlan, Plan, PlanError, StagePlan
+from penstock.schemas.registry import ConfluentRegistry, UnknownSchemaId
+from penstock.settings import Settings
+from penstock.slots import Slot, SlotTaken
+from penstock.stage import Stage, StageKind
+from penstock.transport.kafka import KafkaTransport
+from penstock.transport.protocol import Fenced, Transport
+
+log = logging.getLogger(__name__)
+
+HEADROOM_BYTES = 64 << 10
+"""What an envelope, the features and a dead letter's headers may add to an event."""
+
+Lookup = Callable[[int], AvroSchema]
+
+
+def find_kind(name: str) -> StageKind:
+    """The service behind a stage's name. Raises ``PlanError`` when it is not installed."""
+    kind = name.split(".", 1)[0]
+    for point in entry_points(group="penstock.stages"):
+        if point.name == kind:
+            found = point.load()
+            if not isinstance(found, StageKind):
+                raise PlanError(f"entry point penstock.stages:{kind} is {found!r}, not a StageKind")
+            return found
+    raise PlanError(f"no installed service runs {name!r}. Install penstock-{kind}")
+
+
+def find_main(name: str) -> Callable[[Plan, str, Settings], int] | None:
+    """The main function of a worker that is no loop (``features.feast``, ``monitor.merge``), or None."""
+    for point in entry_points(group="penstock.workers"):
+        if point.name == name:
+            main: Callable[[Plan, str, Settings], int] = point.load()
+            return main
+    return None
+
+
+def run(plan: Plan, name: str, settings: Settings) -> int:
+    """Runs stage or worker ``name`` until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 it cannot go on."""
+    logs.set_up(name, settings.slot, settings.log_level)
+    try:
+        with Slot(settings.state_dir, plan.group(name), settings.slot):
+            main = find_main(name)
+            return main(plan, name, settings) if main is not None else _run_stage(plan, name, settings)
+    except (PlanError, SlotTaken, IncompleteLogError, PermissionError) as error:
+        log.error("%s", error)
+        return 1
+
+
+def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
+    kind = find_kind(name)
+    health = Health()
+    server = HealthServer(health, settings.metrics_host, settings.metrics_port)
+    log.info("metrics and health on port %d", server.port, extra={"port": server.port})
+    stage = kind.build(plan, name)
+    largest = plan.event.max_bytes + 2 * HEADROOM_BYTES
+    try:
+        transport = KafkaTransport(settings, plan.group(name), name, max_message_bytes=largest)
+        companion = kind.companion(plan, name, settings) if kind.companion is not None else None
+        interval_ms = kind.commit_interval_ms or settings.commit_interval_ms
+        loop = make_loop(plan, name, settings, stage, transport, health, interval_ms)
+        loop.companion = companion
+        _stop_on_signals(loop)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        loop.run()
+    except Fenced as error:
+        log.error("fenced: %s", error)
+        return 1
+    except FateError as error:
+        log.error("%s", error)
+        return 1
+    finally:
+        health.alive = False
+        server.close()
+    log.info("stopped")
+    return 0
+
+
+def make_loop(
+    plan: Plan, name: str, settings: Settings, stage: Stage, transport: Transport, health: Health, interval_ms: int
+) -> Loop:
+    """The loop of ``stage`` on any transport: what a worker runs on Kafka, training and tests run in memory."""
+    stage_plan = plan.stage(name)
+    topics = [source.topic for source in stage_plan.inputs]
+    lookup = schema_lookup(plan, settings)
+    intake = Intake(
+        [reader(source, lookup) for source in stage_plan.inputs],
+        stage_plan.rekeys,
+        settings.merge_buffer_rows,
+        settings.max_batch_rows,
+    )
+    outbox = Outbox(
+        transport,
+        name,
+        encoders(plan, stage_plan),
+        plan.topic("dead").name,
+        plan.topic("dropped").name,
+        plan.topic("raw").name,
+        [source.topic for source in stage_plan.inputs if source.format == "raw"],
+        stage.absorbs,
+    )
+    observer = Observer(name, health, {topic: transport.partitions(topic) for topic in topics})
+    pace = Pace(
+        interval_ms / 1000,
+        settings.max_batch_rows,
+        settings.max_wait_ms / 1000,
+        plan.lateness_ms,
+        plan.event.future_ms,
+        settings.allow_incomplete_windows,
+    )
+    return Loop(stage, transport, intake, outbox, observer, pace, topics)
+
+
+def reader(source: InputPlan, lookup: Lookup) -> TopicReader:
+    """How an input topic is decoded: framed Avro, or on raw topics Avro and JSON told apart by the frame."""
+    avro = AvroDecoder(source.value.avro, lookup)
+    decode = avro.decode
+    if source.format == "raw":
+        decode = InputDecoder(avro, JsonDecoder(source.value.avro), source.max_bytes).decode
+    return TopicReader(source.topic, decode, source.event_time, source.future_ms)
+
+
+def encoders(plan: Plan, stage: StagePlan) -> dict[str, Callable[..., list[bytes]]]:
+    """The encoder of every topic that the stage may write."""
+    found = {}
+    for topic in (*stage.outputs, plan.topic("dropped").name):
+        value = plan.named(topic).value
+        if value is not None:
+            found[topic] = AvroEncoder(value.avro, value.id).encode
+    return found
+
+
+def schema_lookup(plan: Plan, settings: Settings) -> Lookup:
+    """Writers' schemas by id: the plan's own first, then the registry if one is set. The answers are kept."""
+    known = dict(plan.schemas)
+    registry = ConfluentRegistry.from_settings(settings) if settings.schema_registry_url else None
+
+    def look_up(schema_id: int) -> AvroSchema:
+        if schema_id not in known:
+            if registry is None:
+                raise UnknownSchemaId(f"no schema has the id {schema_id} in the lock of {plan.pipeline!r}")
+            known[schema_id] = registry.schema(schema_id)
+        return known[schema_id]
+
+    return look_up
+
+
+def _stop_on_signals(loop: Loop) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        loop.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)

@@ -1,0 +1,104 @@
+"""The checks a schema declares on its fields, compiled once and run on whole columns: ``minimum``, ``maximum`` and ``pattern`` as JSON
+schema names them, and no NaN or infinity unless the field says ``allowNaN``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from penstock.plan import AvroSchema, PlanError
+from penstock.records import Bools, Reason
+
+_NUMERIC = {"int", "long", "float", "double"}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldCheck:
+    """``failed(column)``: bool[n], true where a value is there and does not pass."""
+
+    field: str
+    kind: str
+    rule: str
+    failed: Callable[[pa.Array], Bools]
+
+    def reason(self, value: Any) -> Reason:
+        shown = repr(value) if isinstance(value, int | float) else f"a text of {len(str(value))} characters"
+        return Reason(self.kind, f"field {self.field!r} is {shown}; its schema asks for {self.rule}")
+
+
+def declared_checks(schema: AvroSchema) -> list[FieldCheck]:
+    """The checks of a record schema's fields, in field order. Raises ``PlanError`` where a declaration makes no sense."""
+    checks = []
+    for field in schema["fields"]:
+        name, base = field["name"], _base_type(field["type"])
+        if base in ("float", "double") and not field.get("allowNaN", False):
+            checks.append(FieldCheck(name, "not a finite number", "a finite number", _not_finite))
+        for bound, word in (("minimum", "at least"), ("maximum", "at most")):
+            if bound in field:
+                if base not in _NUMERIC:
+                    raise PlanError(f"field {name!r} has a {bound} but is a {base}. Only numbers have one")
+                failed = _below(field[bound]) if bound == "minimum" else _above(field[bound])
+                checks.append(FieldCheck(name, "out of range", f"{word} {field[bound]}", failed))
+        if "pattern" in field:
+            if base != "string":
+                raise PlanError(f"field {name!r} has a pattern but is a {base}. Only strings have one")
+            checks.append(
+                FieldCheck(name, "pattern mismatch", f"the pattern {field['pattern']}", _unlike(field["pattern"]))
+            )
+    return checks
+
+
+def first_failures(rows: pa.RecordBatch, checks: list[FieldCheck]) -> dict[int, Reason]:
+    """Row → why, for the first check that each bad row fails."""
+    found: dict[int, Reason] = {}
+    for check in checks:
+        column = rows.column(check.field)
+        for row in np.flatnonzero(check.failed(column)).tolist():
+            found.setdefault(row, check.reason(column[row].as_py()))
+    return found
+
+
+def _base_type(declared: Any) -> str:
+    if isinstance(declared, list):
+        others = [branch for branch in declared if branch != "null"]
+        return _base_type(others[0]) if len(others) == 1 else "union"
+    if isinstance(declared, dict):
+        return "logical" if "logicalType" in declared else _base_type(declared["type"])
+    return str(declared)
+
+
+def _bools(mask: pa.Array) -> Bools:
+    if mask.null_count:
+        mask = mask.fill_null(False)
+    found: Bools = mask.to_numpy(zero_copy_only=False)
+    return found
+
+
+def _not_finite(column: pa.Array) -> Bools:
+    return _bools(pc.invert(pc.is_finite(column)))
+
+
+def _below(limit: float) -> Callable[[pa.Array], Bools]:
+    return lambda column: _bools(pc.less(column, limit))
+
+
+def _above(limit: float) -> Callable[[pa.Array], Bools]:
+    return lambda column: _bools(pc.greater(column, limit))
+
+
+def _unlike(pattern: str) -> Callable[[pa.Array], Bools]:
+    try:
+        pc.match_substring_regex(pa.array([""]), pattern)
+    except pa.ArrowInvalid as error:
+        raise PlanError(f"pattern {pattern!r} is no RE2 expression: {error}") from None
+
+    def failed(column: pa.Array) -> Bools:
+        words = column.dictionary_encode()  # codes of airports and carriers repeat: each is matched once
+        passes = pc.match_substring_regex(words.dictionary, pattern)
+        return _bools(pc.invert(passes.take(words.indices)))
+
+    return failed
