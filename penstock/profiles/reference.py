@@ -6,7 +6,6 @@ drift" the same for every feature, whatever its distribution. Bin i holds ``edge
 and last are open.
 """
 
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -16,19 +15,15 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from penstock.plan import fingerprint
+from penstock.profiles.binning import HUGE, Floats, Kind, as_floats, confidence_edges, counted, kind_of, quantile_edges
+from penstock.profiles.ranking import auc
 
 FORMAT = 1
 FILE = "profile.json"
 BINS = 16
 BASELINE_BINS = 256
-CONFIDENCE_BINS = 50
 CATEGORIES = 100
 KNOWN_CATEGORIES = 4096
-HUGE = 1e140
-"""Numbers beyond it are counted in the outer bins but left out of edges and moments, whose squares would overflow."""
-
-Floats = npt.NDArray[np.float64]
-Kind = Literal["numeric", "categorical", "boolean"]
 
 
 class ProfileError(Exception):
@@ -146,7 +141,7 @@ class ReferenceProfile(Profiled):
             known = score[~np.isnan(score)]
             positive = int((known >= threshold).sum())
             classes = {"0": len(known) - positive, "1": positive}
-            confidence = tuple(int(c) for c in fixed_histogram(np.maximum(known, 1.0 - known), CONFIDENCE_BINS))
+            confidence = tuple(counted(np.maximum(known, 1.0 - known), confidence_edges()).tolist())
         rate = None
         if label is not None and binary and not np.isnan(label).all():
             rate = float((label[~np.isnan(label)] >= 0.5).mean())
@@ -191,7 +186,7 @@ def profile_column(values: "pa.Array | pa.ChunkedArray", bins: int = BINS, name:
     numbers = as_floats(values)
     known = numbers[~np.isnan(numbers)]
     edges = np.array([0.5]) if kind == "boolean" else quantile_edges(known, bins)
-    counts = np.bincount(np.searchsorted(edges, known, side="right"), minlength=len(edges) + 1)
+    counts = counted(known, edges)
     return ColumnProfile(
         kind=kind,
         n=len(numbers),
@@ -200,76 +195,6 @@ def profile_column(values: "pa.Array | pa.ChunkedArray", bins: int = BINS, name:
         counts=tuple(counts.tolist()),
         moments=_moments(known[np.abs(known) <= HUGE]),
     )
-
-
-def kind_of(type_: "pa.DataType") -> Kind | None:
-    """How a column of this Arrow type is profiled; None when it is not."""
-    if pa.types.is_boolean(type_):
-        return "boolean"
-    if pa.types.is_floating(type_) or pa.types.is_integer(type_) or pa.types.is_null(type_):
-        return "numeric"
-    if pa.types.is_string(type_) or pa.types.is_large_string(type_):
-        return "categorical"
-    if pa.types.is_dictionary(type_):
-        return kind_of(type_.value_type)
-    return None
-
-
-def as_floats(values: "pa.Array | pa.ChunkedArray") -> Floats:
-    """A numeric or boolean column as float64[n], nulls as NaN. Integers beyond 2**53 lose their last digits, which no
-    bin notices.
-    """
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if pa.types.is_boolean(values.type):
-        values = values.cast(pa.uint8())
-    if not pa.types.is_float64(values.type):
-        values = values.cast(pa.float64(), safe=False)
-    if values.null_count:
-        values = pc.fill_null(values, math.nan)
-    floats: Floats = values.to_numpy(zero_copy_only=False)
-    return floats
-
-
-def quantile_edges(values: Floats, bins: int) -> Floats:
-    """Cut points of ``values`` (no NaN): float64[at most bins + 1], strictly ascending, finite.
-
-    Few distinct values (up to ``bins``) are kept apart, each in a bin of its own, with an empty one below and above
-    them: a constant that changes is seen in either direction. Otherwise quantiles at i/bins; where many values tie,
-    equal ones are merged. No finite values: no edges.
-    """
-    finite = values[np.abs(values) <= HUGE]
-    if not len(finite):
-        return np.empty(0)
-    distinct = np.unique(finite)
-    if len(distinct) <= bins:
-        between = distinct[:-1] + (distinct[1:] - distinct[:-1]) / 2
-        edges = np.concatenate([distinct[:1], between, np.nextafter(distinct[-1:], np.inf)])
-    else:
-        edges = np.quantile(finite, np.arange(1, bins) / bins, method="higher")
-    return np.unique(edges)
-
-
-def fixed_histogram(values: Floats, bins: int) -> npt.NDArray[np.int64]:
-    """Counts of ``values`` (no NaN) in ``bins`` equal bins of [0, 1]; what lies outside is counted in the nearest.
-    int64[bins].
-    """
-    place = np.clip(np.floor(values * bins), 0, bins - 1).astype(np.int64)
-    return np.bincount(place, minlength=bins)
-
-
-def auc(scores: Floats, labels: Floats) -> float | None:
-    """Area under the ROC curve, ties counted half (Mann-Whitney); None when a class is missing. NaNs are left out."""
-    known = ~(np.isnan(scores) | np.isnan(labels))
-    positive = labels[known] >= 0.5
-    n_positive = int(positive.sum())
-    n_negative = len(positive) - n_positive
-    if not n_positive or not n_negative:
-        return None
-    _, place, counts = np.unique(scores[known], return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    above = ranks[place][positive].sum() - n_positive * (n_positive + 1) / 2
-    return float(above / (n_positive * n_negative))
 
 
 def _categorical(values: "pa.Array | pa.ChunkedArray") -> ColumnProfile:

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from penstock.profiles.reference import ProfileError, ReferenceProfile, auc, profile_column, quantile_edges
+from penstock.profiles.binning import quantile_edges
+from penstock.profiles.ranking import auc
+from penstock.profiles.reference import ProfileError, ReferenceProfile, profile_column
 
 values = hnp.arrays(
     np.float64,

@@ -1,0 +1,158 @@
+"""Batches reduced to partial profiles that can be added: counts per reference bin, nulls, moments, categories. No raw
+row is kept.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from penstock.profiles.binning import Floats, Kind, as_floats
+from penstock.profiles.categories import Categories
+from penstock.profiles.kernel import add_numbers
+from penstock.profiles.panes import Panes, Slots, grown
+from penstock.profiles.reference import ColumnProfile
+from penstock.profiles.rows import Counts, ProfileRow
+
+
+class Measure(NamedTuple):
+    """A number that is profiled: ``edges`` empty where there is no reference."""
+
+    feature: str
+    kind: Kind
+    edges: Floats
+
+
+class Numbers:
+    """Accumulators of k numeric measures over slots."""
+
+    def __init__(self, measures: Sequence[Measure]) -> None:
+        self.measures = tuple(measures)
+        widest = max((len(m.edges) for m in self.measures), default=0)
+        self._edges = np.full((len(self.measures), widest), np.inf)
+        for row, measure in zip(self._edges, self.measures, strict=True):
+            row[: len(measure.edges)] = measure.edges
+        self._widths = np.array([len(m.edges) for m in self.measures], np.int64)
+        self._allocate(0)
+
+    def add(self, values: Floats, slots: Slots, slot_count: int) -> None:
+        """``values``: float64[k, n], NaN for null; ``slots``: int64[n], all below ``slot_count``."""
+        if slot_count > len(self._nulls):
+            before, used = self._arrays(), len(self._nulls)
+            self._allocate(max(slot_count, 2 * used))
+            for new, old in zip(self._arrays(), before, strict=True):
+                new[:used] = old
+        add_numbers(values, slots, self._edges, self._widths, *self._arrays())
+
+    def sums(self, slots: Sequence[int]) -> list[dict[str, Any]]:
+        """Per measure the fields of its profile row, added up over ``slots``."""
+        chosen = np.asarray(slots)
+        n, mean = self._n[chosen], self._mean[chosen]
+        total = n.sum(axis=0)
+        center = (n * mean).sum(axis=0) / np.maximum(total, 1)
+        squares = (self._m2[chosen] + n * (mean - center) ** 2).sum(axis=0)
+        bins, nulls = self._bins[chosen].sum(axis=0), self._nulls[chosen].sum(axis=0)
+        low, high = self._low[chosen].min(axis=0), self._high[chosen].max(axis=0)
+        return [
+            {
+                "feature": measure.feature,
+                "kind": measure.kind,
+                "nulls": int(nulls[i]),
+                "bins": bins[i, : len(measure.edges) + 1] if len(measure.edges) else np.empty(0, np.int64),
+                "n": int(total[i]),
+                "mean": float(center[i]),
+                "m2": float(squares[i]),
+                "min": float(low[i]) if total[i] else None,
+                "max": float(high[i]) if total[i] else None,
+            }
+            for i, measure in enumerate(self.measures)
+        ]
+
+    def clear(self) -> None:
+        self._allocate(0)
+
+    def _allocate(self, slots: int) -> None:
+        k = len(self.measures)
+        self._bins = np.zeros((slots, k, self._edges.shape[1] + 1), np.int64)
+        self._nulls = np.zeros((slots, k), np.int64)
+        self._n = np.zeros((slots, k), np.int64)
+        self._mean = np.zeros((slots, k))
+        self._m2 = np.zeros((slots, k))
+        self._low = np.full((slots, k), np.inf)
+        self._high = np.full((slots, k), -np.inf)
+
+    def _arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        return (self._bins, self._nulls, self._n, self._mean, self._m2, self._low, self._high)
+
+
+class ColumnPartials:
+    """Partial profiles of the columns of one topic.
+
+    ``columns``: name and kind; ``references``: those that have one, others count only nulls and moments.
+    ``reference``: id of the profile that they are from. ``model``, ``version``: written into every row.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[tuple[str, Kind]],
+        references: dict[str, ColumnProfile],
+        pane_ms: int,
+        reference: str = "",
+        model: str = "",
+        version: str = "",
+    ) -> None:
+        self.panes = Panes(pane_ms)
+        self._stamp: dict[str, Any] = {"model": model, "version": version, "pane_ms": pane_ms}
+        self._reference = reference
+        self._referenced = frozenset(name for name, kind in columns if _fits(references.get(name), kind))
+        edges = {name: np.asarray(references[name].edges, np.float64) for name in self._referenced}
+        self._numbers = Numbers(
+            [Measure(name, kind, edges.get(name, np.empty(0))) for name, kind in columns if kind != "categorical"]
+        )
+        self._categories = [
+            Categories(name, references[name] if name in self._referenced else None)
+            for name, kind in columns
+            if kind == "categorical"
+        ]
+        self._rows: Counts = np.zeros(0, np.int64)
+
+    def add(self, rows: "pa.RecordBatch", partition: npt.NDArray[np.int32], times: npt.NDArray[np.int64]) -> None:
+        """Count a batch. ``times``: event times, ms since epoch. Raises before anything is counted when a column is
+        missing or of another type.
+        """
+        numbers = np.empty((len(self._numbers.measures), rows.num_rows))
+        for row, measure in zip(numbers, self._numbers.measures, strict=True):
+            row[:] = as_floats(rows.column(measure.feature))
+        strings = [rows.column(column.feature) for column in self._categories]
+        slots = self.panes.slots(partition, times)
+        used = self.panes.used
+        self._rows = grown(self._rows, used)
+        self._rows += np.bincount(slots, minlength=len(self._rows))
+        self._numbers.add(numbers, slots, used)
+        for column, values in zip(self._categories, strings, strict=True):
+            column.add(values, slots, used)
+
+    def forget(self, partition: int) -> None:
+        """Take out what ``partition`` added since the last ``drain``."""
+        self.panes.forget(partition)
+
+    def drain(self) -> list[ProfileRow]:
+        """The partial profiles since the last call, one per measure and pane, and start anew."""
+        drained = []
+        for pane, slots in self.panes.by_pane().items():
+            rows = int(self._rows[np.asarray(slots)].sum())
+            for sums in (*self._numbers.sums(slots), *(column.sums(slots) for column in self._categories)):
+                reference = self._reference if sums["feature"] in self._referenced else ""
+                drained.append(ProfileRow(pane=pane, rows=rows, reference=reference, **self._stamp, **sums))
+        self.panes.clear()
+        self._rows = np.zeros(0, np.int64)
+        self._numbers.clear()
+        for column in self._categories:
+            column.clear()
+        return drained
+
+
+def _fits(reference: ColumnProfile | None, kind: Kind) -> bool:
+    return reference is not None and reference.kind == kind and (kind == "categorical" or len(reference.edges) > 0)
