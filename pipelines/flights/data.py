@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as csv
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 MINUTE = 60_000
 DAY_MINUTES = 24 * 60
@@ -22,7 +22,8 @@ LATE_MINUTES = 15
 TAXI_MINUTES = 25
 """What a flight usually spends on the ground between gate and gate; only to choose the day of its landing."""
 
-TIME = pa.timestamp("ms", "UTC")
+TIME = pa.timestamp("ms")
+"""As the codec has it: no zone, and always UTC."""
 NEW_YORK = "America/New_York"
 PUERTO_RICO = "America/Puerto_Rico"
 WEATHER = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
@@ -39,7 +40,7 @@ Int64s = npt.NDArray[np.int64]
 @dataclass(frozen=True, slots=True)
 class Flights:
     """``departures``: the columns of ``event.avsc``, ordered by ``timestamp``, when each is known. ``landings``: those
-    of ``label.avsc``, ordered by ``landed_at``. Times are timestamp[ms, UTC]."""
+    of ``label.avsc``, ordered by ``landed_at``. Times are timestamp[ms], UTC."""
 
     departures: pa.Table
     landings: pa.Table
@@ -108,7 +109,9 @@ def read(source: Path) -> Flights:
 
 def _csv(data: bytes) -> pa.Table:
     nulls = csv.ConvertOptions(
-        null_values=["NA", ""], strings_can_be_null=True, column_types={"time_hour": TIME, "dep_delay": pa.float64()}
+        null_values=["NA", ""],
+        strings_can_be_null=True,
+        column_types={"time_hour": pa.timestamp("ms", "UTC"), "dep_delay": pa.float64()},
     )
     return csv.read_csv(pa.py_buffer(data), convert_options=nulls)
 
