@@ -12,9 +12,6 @@ import numpy.typing as npt
 Columns = Mapping[str, Any]
 Floats = npt.NDArray[np.float64]
 
-ORIGINS = ("EWR", "JFK", "LGA")
-CARRIERS = ("9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL", "HA", "MQ", "OO", "UA", "US", "VX", "WN", "YV")
-
 
 def departed(columns: Columns) -> npt.NDArray[np.bool_]:
     """bool[n]: the flight left its gate, so there is something to predict."""
@@ -23,14 +20,14 @@ def departed(columns: Columns) -> npt.NDArray[np.bool_]:
 
 
 def departure(columns: Columns) -> dict[str, npt.NDArray[Any]]:
-    """What the event itself says: its delay in minutes, its place in day and week, carrier and origin as codes
-    (-1: never heard of)."""
+    """What the event itself says: its delay in minutes, its place in day and week, who flies and where to."""
     return {
         "departure_delay": _floats(columns, "dep_delay"),
         "hour_of_day": np.asarray(columns["sched_hour"], dtype=np.int64),
         "day_of_week": np.asarray(columns["sched_dow"], dtype=np.int64),
-        "carrier_code": _codes(columns["carrier"], CARRIERS),
-        "origin_code": _codes(columns["origin"], ORIGINS),
+        "airline": np.asarray(columns["carrier"], dtype=object),
+        "departure_airport": np.asarray(columns["origin"], dtype=object),
+        "destination": np.asarray(columns["dest"], dtype=object),
         "distance_miles": _floats(columns, "distance"),
     }
 
@@ -69,10 +66,3 @@ def knock_on(columns: Columns) -> dict[str, npt.NDArray[Any]]:
 def _floats(columns: Columns, name: str) -> Floats:
     """float64[n] with NaN for null."""
     return np.asarray(columns[name], dtype=np.float64)
-
-
-def _codes(values: Any, known: tuple[str, ...]) -> npt.NDArray[np.int64]:
-    """int64[n]: the place of each value in ``known``, which is sorted; -1 where it is not there."""
-    names, given = np.asarray(known), np.asarray(values, dtype=object).astype(str)
-    at = np.minimum(np.searchsorted(names, given), len(names) - 1)
-    return np.where(names[at] == given, at, -1).astype(np.int64)
