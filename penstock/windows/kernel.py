@@ -34,7 +34,7 @@ def _lowest_bit(typingctx: Any, word: Any) -> Any:
 
 
 @inlined
-def _fold(ints: Ints, cells: Floats, slot: int, first: int, count: int, layout: Ints) -> None:  # noqa: PLR0917
+def _fold(ints: Ints, cells: Floats, slot: int, first: int, count: int, layout: Ints) -> None:
     """Fold the tiles first … first+count-1 that hold values, oldest first, into the row's closed cell."""
     ring, p_sum, p_min, p_max, p_moments, p_last = layout[2], layout[4], layout[5], layout[6], layout[7], layout[8]
     size, closed, base = layout[9], layout[10], layout[11]
@@ -94,7 +94,7 @@ def _fold(ints: Ints, cells: Floats, slot: int, first: int, count: int, layout: 
 
 
 @inlined
-def _merge_moments(  # noqa: PLR0917
+def _merge_moments(
     n_a: float, mean_a: float, m2_a: float, n_b: float, mean_b: float, m2_b: float
 ) -> tuple[float, float]:
     """Mean and M2 of two groups (Chan, Golub and LeVeque 1979)."""
@@ -126,7 +126,7 @@ def _clear_bits(ints: Ints, slot: int, first: int, count: int, ring: int) -> Non
 @compiled(
     types.void(INT_ROWS, FLOAT_ROWS, INTS, INTS, INTS, BOOLS, INTS, FLOATS, BOOLS, INTS, types.float64[::1], FLOAT_ROWS)
 )
-def add_and_read(  # noqa: PLR0917
+def add_and_read(
     ints: Ints,
     cells: Floats,
     slots: Ints,
@@ -292,7 +292,7 @@ def add_and_read(  # noqa: PLR0917
 
 
 @compiled(types.void(INT_ROWS, FLOAT_ROWS, INTS, types.int64, INTS, INT_ROWS, FLOAT_ROWS))
-def copy_live(  # noqa: PLR0917
+def copy_live(
     ints: Ints,
     cells: Floats,
     slots: Ints,
