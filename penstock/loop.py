@@ -175,7 +175,8 @@ class Loop:
     def _check_fates(self, batch: Batch, result: Result) -> None:
         fates = np.zeros((3, len(batch)), np.bool_)
         for output in result.outputs:
-            fates[0, output.source] = True
+            if output.fate:
+                fates[0, output.source] = True
         fates[1, list(result.rejects)] = True
         fates[2, list(result.dropped)] = True
         fate = fates.sum(axis=0)
@@ -204,9 +205,11 @@ class Loop:
         for output in result.outputs:
             kept = np.flatnonzero(~np.isin(output.source, guilty))
             rows = output.rows.take(pa.array(kept))
-            outputs.append(Output(output.topic, [output.keys[i] for i in kept.tolist()], rows, output.source[kept]))
+            keys = [output.keys[i] for i in kept.tolist()]
+            outputs.append(Output(output.topic, keys, rows, output.source[kept], output.fate))
         rejects = {**result.rejects, **dict.fromkeys(guilty, reason)}
-        return Result(outputs, rejects, result.dropped, result.late)
+        dropped = {row: why for row, why in result.dropped.items() if row not in rejects}
+        return Result(outputs, rejects, dropped, result.late)
 
     def _make_room(self) -> None:
         if crowded := self.intake.crowded():
@@ -345,7 +348,9 @@ class Loop:
 
 
 def _together(first: Result, second: Result, middle: int) -> Result:
-    moved = [Output(o.topic, o.keys, o.rows, (o.source + np.int32(middle)).astype(np.int32)) for o in second.outputs]
+    moved = [
+        Output(o.topic, o.keys, o.rows, (o.source + np.int32(middle)).astype(np.int32), o.fate) for o in second.outputs
+    ]
     return Result(
         [*first.outputs, *moved],
         {**first.rejects, **{row + middle: reason for row, reason in second.rejects.items()}},

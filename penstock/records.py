@@ -122,13 +122,15 @@ class Output:
 
     ``keys``: one per row, bytes or str (UTF-8 on the wire) or None. ``rows``: columns by name; the loop encodes them
     with the topic's schema of the plan. ``source``: int32[m], the row of the batch that each came from; -1 for rows
-    that no input row caused (``tick``, ``flush``).
+    that no input row caused (``tick``, ``flush``). ``fate``: False where rows are written beside their source's fate,
+    as a view's row is for an event that feeds the windows and is then dropped.
     """
 
     topic: str
     keys: Sequence[Key]
     rows: pa.RecordBatch
     source: Int32s
+    fate: bool = True
 
 
 @dataclass(frozen=True, slots=True)
