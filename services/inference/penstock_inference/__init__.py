@@ -1,0 +1,1 @@
+"""The inference stage: features to predictions by versioned ONNX models."""
