@@ -42,11 +42,13 @@ class InferenceStage(Stage):
         self._baseline = plan.monitors.baseline
         self._champion: LoadedModel | None = None
         self._answers: Answers | None = None
+        self._told: set[str] = set()
 
     def use(self, champion: LoadedModel | None, control_offset: int) -> None:
         """``champion`` serves from the next batch on, by the control message at ``control_offset`` (-1: none)."""
         self._champion = champion
         self._answers = None
+        self._told.clear()
         if champion is not None:
             threshold = champion.threshold if self._model.task == "binary" else None
             self._answers = Answers(champion.manifest, champion.digest, control_offset, threshold)
@@ -104,8 +106,6 @@ class InferenceStage(Stage):
         for row in bad.tolist():
             reasons.setdefault(row, odd)
         self._count(reasons)
-        first = reasons[int(bad[0])]
-        log.warning("%d of %d rows without a score; the first: %s", len(bad), len(batch), first.message)
         if self._model.fallback is None:
             return Result(self._outputs(batch, scores, np.flatnonzero(usable), None), rejects=reasons)
         scores[bad] = self._model.fallback
@@ -148,5 +148,10 @@ class InferenceStage(Stage):
         assert self._champion is not None
         manifest = self._champion.manifest
         for kind in (NO_SCORE, FAILED):
-            if count := sum(reason.kind == kind for reason in reasons.values()):
-                MODEL_FAILURES.labels(manifest.name, manifest.version, kind).inc(count)
+            found = [reason for reason in reasons.values() if reason.kind == kind]
+            if not found:
+                continue
+            MODEL_FAILURES.labels(manifest.name, manifest.version, kind).inc(len(found))
+            if kind not in self._told:
+                self._told.add(kind)
+                log.warning("%d rows of a batch: %s (from now on only counted)", len(found), found[0].message)
