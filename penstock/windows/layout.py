@@ -13,6 +13,7 @@ KERNEL_VERSION = 1
 """Changes with the layout of a row or the order of any sum: state of another version is rebuilt by replay."""
 
 NO_TILE = -(2**62)
+"""Tiles are kept as their distance from this one, so that a row of zeros is empty and costs no page of memory."""
 HEAD, CACHED, BITS = 0, 1, 2
 """Places in a row: newest tile that holds a value, tile whose predecessors are cached, first word of the bitmap."""
 

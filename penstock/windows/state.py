@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from penstock.windows.kernel import add_and_read, copy_live
 from penstock.windows.keys import KeyIndex
-from penstock.windows.layout import CACHED, HEAD, KERNEL_VERSION, NO_TILE, Layout
+from penstock.windows.layout import HEAD, KERNEL_VERSION, NO_TILE, Layout
 from penstock.windows.spec import EVERY_ROW, AggregationSpec, ViewSpec
 from penstock.windows.watermark import NO_WATERMARK
 
 Column = tuple[NDArray[np.float64], NDArray[np.bool_]]
 SWEEP_FROM = 4096
 """Fewest keys at which dead ones are looked for."""
+FIRST_WORDS = 2**21
+"""Words that a ring asks for at first: 16 MiB of address space, of which only the pages of used rows become memory."""
 
 _LAST_TYPES = {
     "bool": pa.bool_(),
@@ -183,7 +185,7 @@ class WindowState:
         """Keys with a tile that can still count, in alphabetical order, and their rows in every ring."""
         alive = np.zeros(len(self._keys), np.bool_)
         for ring in self._rings:
-            alive |= ring.ints[: len(self._keys), HEAD] >= ring.oldest(self.watermark)
+            alive |= ring.ints[: len(self._keys), HEAD] >= ring.oldest(self.watermark) - NO_TILE
         names = self._keys.keys()
         slots = np.flatnonzero(alive)
         order = pc.sort_indices(names.take(_array(slots, pa.int64(), None))).to_numpy(zero_copy_only=False)
@@ -195,7 +197,7 @@ class WindowState:
         """Forget dead keys once they are a quarter of all: forgotten and empty read the same."""
         alive = np.zeros(len(self._keys), np.bool_)
         for ring in self._rings:
-            alive |= ring.ints[: len(self._keys), HEAD] >= ring.oldest(self.watermark)
+            alive |= ring.ints[: len(self._keys), HEAD] >= ring.oldest(self.watermark) - NO_TILE
         if int(alive.sum()) <= len(self._keys) * 3 // 4:
             self._replace(*self._live())
         self._sweep_at = max(SWEEP_FROM, 2 * len(self._keys))
@@ -206,6 +208,7 @@ class WindowState:
         for ring, ints in zip(self._rings, rows, strict=True):
             ring.ints = ints
             ring.cells = ints.view(np.float64)
+            ring.used = len(ints)
         self._sweep_at = max(SWEEP_FROM, 2 * len(self._keys))
 
 
@@ -219,17 +222,18 @@ class _Ring:
         self.aggregations = aggregations
         self.ints = np.empty((0, layout.width), np.int64)
         self.cells = self.ints.view(np.float64)
+        self.used = 0
 
     def make_room(self, keys: int) -> None:
         have = len(self.ints)
         if keys <= have:
+            self.used = keys
             return
-        bigger = np.zeros((max(keys, 2 * have, 64), self.layout.width), np.int64)
-        bigger[:have] = self.ints
-        bigger[have:, HEAD] = NO_TILE
-        bigger[have:, CACHED] = NO_TILE
+        bigger = np.zeros((max(keys, 2 * have, FIRST_WORDS // self.layout.width), self.layout.width), np.int64)
+        bigger[: self.used] = self.ints[: self.used]
         self.ints = bigger
         self.cells = bigger.view(np.float64)
+        self.used = keys
 
     def oldest(self, watermark: int) -> int:
         """First tile that can still count. No row has one before the first watermark."""

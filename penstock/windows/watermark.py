@@ -6,7 +6,9 @@ A row is judged by the watermark *before* it, so that the verdict is a function 
 import numpy as np
 from numpy.typing import NDArray
 
-NO_WATERMARK = -(2**62)
+from penstock.records import NO_TIME
+
+NO_WATERMARK = NO_TIME
 """Watermark of a partition that has shown no row: older than any event, and far from overflow."""
 
 
