@@ -79,7 +79,8 @@ def arrow_type(shape: Shape) -> pa.DataType:
         case Union(branches):
             if shape.optional is not None:
                 return arrow_type(shape.optional)
-            return pa.sparse_union([arrow_field(branch_name(b), b) for b in branches])
+            # where another branch holds the value, a branch's own slot means nothing
+            return pa.sparse_union([pa.field(branch_name(b), arrow_type(b)) for b in branches])
 
 
 def branch_name(shape: Shape) -> str:

@@ -166,7 +166,9 @@ class AvroDecoder:
             total = len(b"".join(values))
         except TypeError:
             return None
-        if not 0 < total <= MAX_VALUE_BYTES * len(values) or len(values[0]) < frame.SIZE:
+        if not values or len(values[0]) < frame.SIZE:
+            return None
+        if total > MAX_VALUE_BYTES and max(map(len, values)) > MAX_VALUE_BYTES:
             return None
         head = values[0][: frame.SIZE]
         if head[0] != frame.MAGIC or values[-1][: frame.SIZE] != head:
@@ -308,10 +310,12 @@ def _halve(
     spoiled = wire.invalid_text(batch)
     if spoiled is None:
         out.append(batch)
-    elif len(rows) == 1 or len(spoiled):
+    elif spoiled:
         for i, name in spoiled.items():
             bad[int(rows[i])] = BadRow("invalid utf-8", f"field {name!r} is not UTF-8.")
         _halve(writer, values, np.delete(rows, list(spoiled)), bad, out)
+    elif len(rows) == 1:
+        bad[int(rows[0])] = writer.explain(values[rows[0]]) or BadRow("invalid utf-8", "a nested text is not UTF-8.")
     else:
         for half in np.array_split(rows, 2):
             _halve(writer, values, half, bad, out)

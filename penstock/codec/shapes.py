@@ -144,10 +144,7 @@ def _parse(schema: Any, namespace: str, names: dict[str, Shape], open_: tuple[st
     if isinstance(schema, str):
         return _reference(schema, namespace, names, open_, path)
     if isinstance(schema, list):
-        branches = tuple(_parse(s, namespace, names, open_, path) for s in schema)
-        if not branches or any(isinstance(b, Union) for b in branches):
-            raise UnsupportedSchema(f"{path}: a union needs branches, and they may not be unions themselves.")
-        return Union(branches)
+        return _union(tuple(_parse(s, namespace, names, open_, path) for s in schema), path)
     if not isinstance(schema, Mapping) or "type" not in schema:
         raise UnsupportedSchema(f"{path}: {str(schema)[:60]!r} is no Avro type.")
     kind = schema["type"]
@@ -169,6 +166,23 @@ def _parse(schema: Any, namespace: str, names: dict[str, Shape], open_: tuple[st
     if kind in ("record", "error", "enum"):
         return _named(schema, namespace, names, open_, path)
     return _reference(kind, namespace, names, open_, path)
+
+
+def _union(branches: tuple[Shape, ...], path: str) -> Union:
+    if not branches or any(isinstance(b, Union) for b in branches):
+        raise UnsupportedSchema(f"{path}: a union needs branches, and they may not be unions themselves.")
+    kinds = [
+        b.kind if isinstance(b, Primitive) else b.name if isinstance(b, Enum | Record) else type(b) for b in branches
+    ]
+    if len(set(kinds)) < len(kinds):
+        raise UnsupportedSchema(f"{path}: a union may hold each type once.")
+    # the fast decoder reads an int as a long and bytes as a string, and tells branches apart by type
+    for pair in (("int", "long"), ("bytes", "string")):
+        if set(pair) <= set(kinds):
+            raise UnsupportedSchema(
+                f"{path}: a union of {pair[0]} and {pair[1]} is not supported. Keep {pair[1]} alone."
+            )
+    return Union(branches)
 
 
 def _full(name: str, namespace: str) -> str:

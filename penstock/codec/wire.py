@@ -88,7 +88,7 @@ def as_declared(array: pa.Array, shape: Shape) -> pa.Array:
             codes = pa.Array.from_buffers(pa.int8(), len(array), [None, array.buffers()[1]])
             parts = [as_declared(array.field(i), b) for i, b in enumerate(branches)]
             names = [wanted.field(i).name for i in range(len(parts))]
-            return pa.UnionArray.from_sparse(codes, parts, names).cast(wanted)
+            return pa.UnionArray.from_sparse(codes, parts, names)
         case Record(_, fields):
             parts = [as_declared(array.field(i), f.shape) for i, f in enumerate(fields)]
             return _rebuilt(array, wanted, 1, parts)
