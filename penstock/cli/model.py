@@ -1,0 +1,164 @@
+"""`penstock model …`: versions in the registry, and who serves."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penstock.models.control import InForce
+from penstock.models.control_topic import ControlUnavailable, promote, read_control
+from penstock.models.manifest import FILE, Manifest, ModelError
+from penstock.models.registry import ModelRegistry
+from penstock.plan import Plan, PlanError
+from penstock.settings import Settings
+
+model_app = typer.Typer(help="Model versions and who serves them.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Registry = Annotated[
+    str | None, typer.Option("--registry", help="Folder or fsspec URL of the models; PENSTOCK_MODELS_URL if not given.")
+]
+Name = Annotated[str, typer.Argument(help="The model's name.")]
+Version = Annotated[str, typer.Argument(help="The version, MAJOR.MINOR.PATCH.")]
+PlanFile = Annotated[Path, typer.Argument(help="The JSON that `penstock plan PIPELINE` wrote.")]
+
+
+@model_app.command("list")
+def list_versions(
+    name: Annotated[str | None, typer.Argument(help="One model; all if not given.")] = None,
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """The versions of the registry, oldest first."""
+    with _told(as_json):
+        models = ModelRegistry(_url(registry))
+        found = {model: models.versions(model) for model in ([name] if name else models.names())}
+        lines = [f"{model} {version}" for model, versions in found.items() for version in versions]
+        _say(found, "\n".join(lines) or f"no versions in {models.url}", as_json)
+
+
+@model_app.command()
+def show(name: Name, version: Version, registry: Registry = None, as_json: Json = False) -> None:
+    """The manifest of a version."""
+    with _told(as_json):
+        manifest, digest = ModelRegistry(_url(registry)).manifest(name, version)
+        facts = {"digest": digest, **manifest.model_dump(mode="json")}
+        _say(facts, "\n".join(_lines(manifest, digest)), as_json)
+
+
+@model_app.command()
+def verify(name: Name, version: Version, registry: Registry = None, as_json: Json = False) -> None:
+    """Read every file of a version and check it against the manifest; exit status 1 when one is not as it was
+    registered.
+    """
+    with _told(as_json):
+        verified = ModelRegistry(_url(registry)).load(name, version)
+        total = sum(len(content) for content in verified.files.values())
+        _say(
+            {"verified": True, "digest": verified.digest, "files": len(verified.files), "bytes": total},
+            f"{verified.manifest.label}: {len(verified.files)} files, {total:,} bytes, as registered (sha256; no signature "
+            f"is checked)\ndigest {verified.digest}",
+            as_json,
+        )
+
+
+@model_app.command()
+def register(
+    folder: Annotated[Path, typer.Argument(help="A folder with manifest.json and the files that it lists.")],
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """Put a version into the registry; what is there already never changes."""
+    with _told(as_json):
+        manifest = Manifest.load(_read(folder / FILE), str(folder / FILE))
+        files = {name: _read(folder / name) for name in manifest.files}
+        models = ModelRegistry(_url(registry))
+        models.register(manifest, files)
+        _, digest = models.manifest(manifest.name, manifest.version)
+        where = models.where(manifest.name, manifest.version)
+        _say(
+            {"name": manifest.name, "version": manifest.version, "digest": digest, "where": where},
+            f"{manifest.label} is in {where}\ndigest {digest}",
+            as_json,
+        )
+
+
+@model_app.command("promote")
+def promote_version(
+    plan: PlanFile,
+    version: Version,
+    author: Annotated[str | None, typer.Option(help="Who decided.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why.")] = None,
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """Make a version the champion: every inference worker loads it and swaps between two batches."""
+    with _told(as_json):
+        found = promote(_settings(registry), Plan.load(plan), version, author, reason)
+        _say(_facts(found), f"{found.message.model} {version} is champion by message {found.offset}", as_json)
+
+
+@model_app.command()
+def status(plan: PlanFile, as_json: Json = False) -> None:
+    """Who serves, by the control topic; exit status 1 when nobody does."""
+    with _told(as_json):
+        loaded = Plan.load(plan)
+        in_force = [found for found in read_control(Settings(), loaded) if found.message.version is not None]
+        lines = [
+            f"{m.role}: {m.model} {m.version}, message {found.offset}, {m.time:%Y-%m-%d %H:%M:%S} UTC, "
+            f"by {m.author or 'unknown'}: {m.reason or 'no reason given'}"
+            for found in in_force
+            for m in [found.message]
+        ]
+        _say([_facts(found) for found in in_force], "\n".join(lines) or f"{loaded.pipeline}: nobody serves", as_json)
+        if not in_force:
+            raise typer.Exit(1)
+
+
+def _lines(manifest: Manifest, digest: str) -> Iterator[str]:
+    yield f"{manifest.label} ({manifest.task}), registered {manifest.created:%Y-%m-%d %H:%M:%S} UTC"
+    yield f"digest   {digest}"
+    yield f"features {manifest.feature_service} {manifest.feature_service_hash}, {len(manifest.input.columns)} columns"
+    for name, facts in manifest.files.items():
+        yield f"file     {name}, {facts.size:,} bytes, sha256 {facts.sha256}"
+    for name, value in manifest.metrics.items():
+        yield f"metric   {name} {value:.6g}"
+
+
+def _facts(found: InForce) -> dict[str, Any]:
+    return {**found.message.model_dump(mode="json"), "partition": found.partition, "offset": found.offset}
+
+
+def _url(registry: str | None) -> str:
+    return registry or Settings().models_url
+
+
+def _settings(registry: str | None) -> Settings:
+    settings = Settings()
+    return settings if registry is None else settings.model_copy(update={"models_url": registry})
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}. Give a folder with {FILE} and the files that it lists") from None
+
+
+def _say(facts: Any, text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(facts) if as_json else text)
+
+
+@contextmanager
+def _told(as_json: bool) -> Iterator[None]:
+    try:
+        yield
+    except (ModelError, PlanError, ControlUnavailable) as error:
+        if as_json:
+            typer.echo(json.dumps({"error": str(error)}))
+        else:
+            typer.echo(f"penstock model: {error}", err=True)
+        raise typer.Exit(1) from None
