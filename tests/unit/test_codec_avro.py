@@ -53,7 +53,7 @@ def fastavro_reads(schema: dict[str, Any], value: bytes) -> Any:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_fastavro_writes_is_read_the_same_and_written_back_the_same(data: st.DataObject) -> None:
     schema = data.draw(record_schemas())
     rows = data.draw(st.lists(values_of(schema), min_size=1, max_size=6))
@@ -69,7 +69,7 @@ def test_what_fastavro_writes_is_read_the_same_and_written_back_the_same(data: s
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_mutated_bytes_are_read_as_fastavro_reads_them_or_are_bad(data: st.DataObject) -> None:
     schema = data.draw(record_schemas())
     rows = data.draw(st.lists(values_of(schema), min_size=1, max_size=6))
