@@ -55,7 +55,7 @@ def view(*aggregations: tuple[str, int]) -> ViewSpec:
         name="card",
         key="card_id",
         aggregations=tuple(
-            AggregationSpec(column="amount", function=function, window_ms=window, name=f"{function}_{window}")  # type: ignore[arg-type]
+            AggregationSpec(column="amount", function=function, window_ms=window, name=f"{function}_{window}")
             for function, window in aggregations
         ),
         tile_ms={window: tile_ms(window, None, None) for _, window in aggregations},

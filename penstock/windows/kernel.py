@@ -1,14 +1,15 @@
 """The tile kernel: one sequential pass over a batch that adds each row to its tile and reads the row's window.
 
 Tiles are always folded from the oldest to the newest, the row's own last, whether the older ones come from the key's
-cache or are folded afresh: results have the same bits however batches were cut and after any replay. Everything per row
-is in one function, because a compiled call that takes arrays counts references, which costs more than the row's work.
+cache or are folded afresh: results have the same bits however batches were cut and after any replay.
 """
 
 from typing import Any
 
 import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -21,7 +22,8 @@ Bools = NDArray[np.bool_]
 
 INT_ROWS = types.int64[:, ::1]
 FLOAT_ROWS = types.float64[:, ::1]
-ALL_BITS = np.uint64(0xFFFFFFFFFFFFFFFF)
+AHEAD = 12
+"""Rows between asking for a key's memory and using it: rare keys are in no cache, and a miss outlasts several rows."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -34,30 +36,81 @@ def _lowest_bit(typingctx: Any, word: Any) -> Any:
     return types.uint64(types.uint64), emit
 
 
-@inlined
-def _bits(word: int, low: int, high: int) -> np.uint64:
-    """The bits of the bitmap's word `word` that stand for places low … high-1 of the ring."""
-    mask = ALL_BITS
-    if word == low >> 6:
-        mask <<= np.uint64(low & 63)
-    if word == (high - 1) >> 6:
-        mask &= ALL_BITS >> np.uint64(63 - ((high - 1) & 63))
-    return mask
+@intrinsic  # type: ignore[untyped-decorator]
+def _prefetch(typingctx: Any, array: Any, row: Any, column: Any) -> Any:
+    """Ask for the cache line of array[row, column] before it is needed."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        struct = context.make_array(signature.args[0])(context, builder, args[0])
+        indices = [args[1], args[2]]
+        at = cgutils.get_item_pointer(context, builder, signature.args[0], struct, indices, wraparound=False)
+        number = ir.IntType(32)
+        signature_of = ir.FunctionType(ir.VoidType(), [at.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [at.type], signature_of)
+        builder.call(function, [at, number(1), number(3), number(1)])  # to write, keep in all caches, data
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp), emit
 
 
 @inlined
-def _plus(n: float, total: float, more: float) -> float:
-    return more if n == 0.0 else total + more
-
-
-@inlined
-def _less(n: float, least: float, value: float) -> float:
-    return value if n == 0.0 or value < least else least
-
-
-@inlined
-def _more(n: float, most: float, value: float) -> float:
-    return value if n == 0.0 or value > most else most
+def _fold(ints: Ints, cells: Floats, slot: int, first: int, count: int, layout: Ints) -> None:
+    """Fold the tiles first … first+count-1 that hold values, oldest first, into the row's closed cell."""
+    ring, p_sum, p_min, p_max, p_moments, p_last = layout[2], layout[4], layout[5], layout[6], layout[7], layout[8]
+    size, closed, base = layout[9], layout[10], layout[11]
+    n = 0.0
+    total = 0.0
+    low_value = 0.0
+    high_value = 0.0
+    mean = 0.0
+    m2 = 0.0
+    newest = np.int64(-1)
+    start = first % ring if count > 0 else 0
+    for part in range(2):  # the ring's end, then its beginning
+        low = start if part == 0 else 0
+        high = min(start + count, ring) if part == 0 else start + count - ring
+        if high <= low:
+            continue
+        for w in range(low >> 6, ((high - 1) >> 6) + 1):
+            word = np.uint64(ints[slot, BITS + w])
+            if w == low >> 6:
+                word &= np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(low & 63)
+            if w == (high - 1) >> 6:
+                word &= np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(63 - ((high - 1) & 63))
+            while word != np.uint64(0):
+                cell = base + (w * 64 + np.int64(_lowest_bit(word))) * size
+                word &= word - np.uint64(1)
+                count_b = cells[slot, cell]
+                first_one = n == 0.0
+                if p_sum >= 0:
+                    total = cells[slot, cell + p_sum] if first_one else total + cells[slot, cell + p_sum]
+                if p_min >= 0:
+                    value = cells[slot, cell + p_min]
+                    if first_one or value < low_value:
+                        low_value = value
+                if p_max >= 0:
+                    value = cells[slot, cell + p_max]
+                    if first_one or value > high_value:
+                        high_value = value
+                if p_moments >= 0:
+                    mean, m2 = _merge_moments(
+                        n, mean, m2, count_b, cells[slot, cell + p_moments], cells[slot, cell + p_moments + 1]
+                    )
+                n += count_b
+                newest = cell
+    cells[slot, closed] = n
+    if p_sum >= 0:
+        cells[slot, closed + p_sum] = total
+    if p_min >= 0:
+        cells[slot, closed + p_min] = low_value
+    if p_max >= 0:
+        cells[slot, closed + p_max] = high_value
+    if p_moments >= 0:
+        cells[slot, closed + p_moments] = mean
+        cells[slot, closed + p_moments + 1] = m2
+    if p_last >= 0 and newest >= 0:
+        for k in range(3):
+            cells[slot, closed + p_last + k] = cells[slot, newest + p_last + k]
 
 
 @inlined
@@ -70,6 +123,24 @@ def _merge_moments(
     n = n_a + n_b
     delta = mean_b - mean_a
     return mean_a + delta * n_b / n, m2_a + m2_b + delta * delta * n_a * n_b / n
+
+
+@inlined
+def _clear_bits(ints: Ints, slot: int, first: int, count: int, ring: int) -> None:
+    """Mark the tiles first … first+count-1 as empty."""
+    start = first % ring
+    for part in range(2):
+        low = start if part == 0 else 0
+        high = min(start + count, ring) if part == 0 else start + count - ring
+        if high <= low:
+            continue
+        for w in range(low >> 6, ((high - 1) >> 6) + 1):
+            mask = np.uint64(0xFFFFFFFFFFFFFFFF)
+            if w == low >> 6:
+                mask &= np.uint64(0xFFFFFFFFFFFFFFFF) << np.uint64(low & 63)
+            if w == (high - 1) >> 6:
+                mask &= np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(63 - ((high - 1) & 63))
+            ints[slot, BITS + w] = np.int64(np.uint64(ints[slot, BITS + w]) & ~mask)
 
 
 @compiled(
@@ -106,7 +177,16 @@ def add_and_read(
     tile_start, tile_end, tile, place = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for i in range(len(slots)):
         slot = slots[i]
-        n, total, least, most, mean, m2, last = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        if i + AHEAD < len(slots):
+            soon = max(slots[i + AHEAD], 0)
+            _prefetch(ints, soon, 0)
+            _prefetch(ints, soon, base + place * size)
+        n = 0.0
+        total = 0.0
+        low_value = 0.0
+        high_value = 0.0
+        m2 = 0.0
+        last = 0.0
         if slot >= 0:
             time = times[i]
             if time < tile_start or time >= tile_end:  # divisions are dear and neighbours mostly share a tile
@@ -127,24 +207,19 @@ def add_and_read(
             value = values[i]
             if expired:  # its tile counts as empty and is gone: the row sees itself alone
                 if valid[i]:
-                    n, total, least, most, last = 1.0, value, value, value, value
+                    n, total, low_value, high_value, last = 1.0, value, value, value, value
             else:
                 cell = base + place * size
                 word = BITS + (place >> 6)
                 bit = np.int64(np.uint64(1) << np.uint64(place & 63))
                 if valid[i]:
                     if tile > head:
-                        begin = (head + 1) % ring  # the tiles up to this one begin empty
-                        end = begin + min(tile - head, ring)
-                        for part in range(2):  # the ring's end, then its beginning
-                            low, high = (begin, min(end, ring)) if part == 0 else (0, end - ring)
-                            if low < high:
-                                for w in range(low >> 6, ((high - 1) >> 6) + 1):
-                                    ints[slot, BITS + w] &= np.int64(~_bits(w, low, high))
+                        _clear_bits(ints, slot, head + 1, min(tile - head, ring), ring)
                         head = tile
                         ints[slot, HEAD] = tile - NO_TILE
                     if ints[slot, word] & bit:
-                        cells[slot, cell] += 1.0
+                        count = cells[slot, cell] + 1.0
+                        cells[slot, cell] = count
                         if p_sum >= 0:
                             cells[slot, cell + p_sum] += value
                         if p_min >= 0 and value < cells[slot, cell + p_min]:
@@ -153,7 +228,7 @@ def add_and_read(
                             cells[slot, cell + p_max] = value
                         if p_moments >= 0:  # Welford 1962
                             delta = value - cells[slot, cell + p_moments]
-                            cells[slot, cell + p_moments] += delta / cells[slot, cell]
+                            cells[slot, cell + p_moments] += delta / count
                             cells[slot, cell + p_moments + 1] += delta * (value - cells[slot, cell + p_moments])
                         if p_last >= 0 and (
                             time > cells[slot, cell + p_last]
@@ -180,93 +255,60 @@ def add_and_read(
                             cells[slot, cell + p_last + 2] = value
 
                 # The cache belongs to the tile that was touched last, so no write can have made it stale.
-                if whole and ints[slot, CACHED] == tile - NO_TILE:
-                    n = cells[slot, closed]
+                if not whole or ints[slot, CACHED] != tile - NO_TILE:
+                    begin = max(first, head - ring + 1)
+                    _fold(ints, cells, slot, begin, min(tile - 1, head) - begin + 1, layout)
+                    ints[slot, CACHED] = tile - NO_TILE if whole else 0
+
+                n = cells[slot, closed]
+                if tile <= head and ints[slot, word] & bit:
+                    count = cells[slot, cell]
+                    if n == 0.0:
+                        if p_sum >= 0:
+                            total = cells[slot, cell + p_sum]
+                        if p_min >= 0:
+                            low_value = cells[slot, cell + p_min]
+                        if p_max >= 0:
+                            high_value = cells[slot, cell + p_max]
+                        if p_moments >= 0:
+                            m2 = cells[slot, cell + p_moments + 1]
+                    else:
+                        if p_sum >= 0:
+                            total = cells[slot, closed + p_sum] + cells[slot, cell + p_sum]
+                        if p_min >= 0:
+                            low_value = min(cells[slot, closed + p_min], cells[slot, cell + p_min])
+                        if p_max >= 0:
+                            high_value = max(cells[slot, closed + p_max], cells[slot, cell + p_max])
+                        if p_moments >= 0:
+                            _, m2 = _merge_moments(
+                                n,
+                                cells[slot, closed + p_moments],
+                                cells[slot, closed + p_moments + 1],
+                                count,
+                                cells[slot, cell + p_moments],
+                                cells[slot, cell + p_moments + 1],
+                            )
+                    n += count
+                    if p_last >= 0:
+                        last = cells[slot, cell + p_last + 2]
+                elif n > 0.0:
                     if p_sum >= 0:
                         total = cells[slot, closed + p_sum]
                     if p_min >= 0:
-                        least = cells[slot, closed + p_min]
+                        low_value = cells[slot, closed + p_min]
                     if p_max >= 0:
-                        most = cells[slot, closed + p_max]
+                        high_value = cells[slot, closed + p_max]
                     if p_moments >= 0:
-                        mean = cells[slot, closed + p_moments]
                         m2 = cells[slot, closed + p_moments + 1]
                     if p_last >= 0:
-                        last = cells[slot, closed + p_last]
-                else:
-                    begin = max(first, head - ring + 1)
-                    end = min(tile - 1, head) + 1 - begin
-                    if end > 0:
-                        begin %= ring
-                        end += begin
-                    else:
-                        begin = end = 0
-                    for part in range(2):
-                        low, high = (begin, min(end, ring)) if part == 0 else (0, end - ring)
-                        if low < high:
-                            for w in range(low >> 6, ((high - 1) >> 6) + 1):
-                                left = np.uint64(ints[slot, BITS + w]) & _bits(w, low, high)
-                                while left != np.uint64(0):
-                                    older = base + (w * 64 + np.int64(_lowest_bit(left))) * size
-                                    left &= left - np.uint64(1)
-                                    if p_sum >= 0:
-                                        total = _plus(n, total, cells[slot, older + p_sum])
-                                    if p_min >= 0:
-                                        least = _less(n, least, cells[slot, older + p_min])
-                                    if p_max >= 0:
-                                        most = _more(n, most, cells[slot, older + p_max])
-                                    if p_moments >= 0:
-                                        mean, m2 = _merge_moments(
-                                            n,
-                                            mean,
-                                            m2,
-                                            cells[slot, older],
-                                            cells[slot, older + p_moments],
-                                            cells[slot, older + p_moments + 1],
-                                        )
-                                    if p_last >= 0:
-                                        last = cells[slot, older + p_last + 2]
-                                    n += cells[slot, older]
-                    ints[slot, CACHED] = tile - NO_TILE if whole else 0
-                    cells[slot, closed] = n
-                    if p_sum >= 0:
-                        cells[slot, closed + p_sum] = total
-                    if p_min >= 0:
-                        cells[slot, closed + p_min] = least
-                    if p_max >= 0:
-                        cells[slot, closed + p_max] = most
-                    if p_moments >= 0:
-                        cells[slot, closed + p_moments] = mean
-                        cells[slot, closed + p_moments + 1] = m2
-                    if p_last >= 0:
-                        cells[slot, closed + p_last] = last
-
-                if tile <= head and ints[slot, word] & bit:
-                    if p_sum >= 0:
-                        total = _plus(n, total, cells[slot, cell + p_sum])
-                    if p_min >= 0:
-                        least = _less(n, least, cells[slot, cell + p_min])
-                    if p_max >= 0:
-                        most = _more(n, most, cells[slot, cell + p_max])
-                    if p_moments >= 0:
-                        mean, m2 = _merge_moments(
-                            n,
-                            mean,
-                            m2,
-                            cells[slot, cell],
-                            cells[slot, cell + p_moments],
-                            cells[slot, cell + p_moments + 1],
-                        )
-                    if p_last >= 0:
-                        last = cells[slot, cell + p_last + 2]
-                    n += cells[slot, cell]
+                        last = cells[slot, closed + p_last + 2]
         out_n[i] = n
         if p_sum >= 0:
             out[0, i] = total
         if p_min >= 0:
-            out[o_min, i] = least
+            out[o_min, i] = low_value
         if p_max >= 0:
-            out[o_max, i] = most
+            out[o_max, i] = high_value
         if p_moments >= 0:
             out[o_moments, i] = m2
         if p_last >= 0:

@@ -13,25 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from penstock.windows.kernel import add_and_read, copy_live
+from penstock.windows.kernel import add_and_read
 from penstock.windows.keys import KeyIndex
-from penstock.windows.layout import HEAD, KERNEL_VERSION, NO_TILE, Layout
-from penstock.windows.spec import EVERY_ROW, AggregationSpec, ViewSpec
+from penstock.windows.layout import HEAD, KERNEL_VERSION, NO_TILE
+from penstock.windows.ring import arrow, as_column, rings
+from penstock.windows.spec import EVERY_ROW, ViewSpec
 from penstock.windows.watermark import NO_WATERMARK
 
 Column = tuple[NDArray[np.float64], NDArray[np.bool_]]
 SWEEP_FROM = 4096
 """Fewest keys at which dead ones are looked for."""
-FIRST_WORDS = 2**21
-"""Words that a ring asks for at first: 16 MiB of address space, of which only the pages of used rows become memory."""
-
-_LAST_TYPES = {
-    "bool": pa.bool_(),
-    "int32": pa.int32(),
-    "int64": pa.int64(),
-    "float32": pa.float32(),
-    "float64": pa.float64(),
-}
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class WindowState:
         self.watermark = NO_WATERMARK
         """Largest event time applied, or handed in as a watermark, in ms."""
         self._keys = KeyIndex()
-        self._rings = _rings(spec)
+        self._rings = rings(spec)
         self._sweep_at = SWEEP_FROM
 
     @property
@@ -97,7 +88,7 @@ class WindowState:
                 ring.ints, ring.cells, slots, times, watermark, late, offsets, values, valid, ring.numbers, out_n, out
             )
             for place, aggregation in ring.aggregations:
-                found[place] = _as_column(aggregation, ring.layout, out_n, out, nulls)
+                found[place] = as_column(aggregation, ring.layout, out_n, out, nulls)
         if len(times):
             self.watermark = max(self.watermark, int(watermark[-1]), int(times.max()))
         if len(self._keys) >= self._sweep_at:
@@ -110,7 +101,7 @@ class WindowState:
         arrays: list[pa.Array[Any]] = [names]
         fields = [pa.field("key", pa.string(), nullable=False)]
         for number, (ring, ints) in enumerate(zip(self._rings, rows, strict=True)):
-            flat = _array(ints.reshape(-1), pa.int64(), None)
+            flat = arrow(ints.reshape(-1), pa.int64(), None)
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, ring.layout.width))
             fields.append(pa.field(f"ring_{number}", arrays[-1].type))
         header = {
@@ -188,10 +179,10 @@ class WindowState:
             alive |= ring.ints[: len(self._keys), HEAD] >= ring.oldest(self.watermark) - NO_TILE
         names = self._keys.keys()
         slots = np.flatnonzero(alive)
-        order = pc.sort_indices(names.take(_array(slots, pa.int64(), None))).to_numpy(zero_copy_only=False)
+        order = pc.sort_indices(names.take(arrow(slots, pa.int64(), None))).to_numpy(zero_copy_only=False)
         slots = slots[order].astype(np.int64)
         rows = [ring.live(slots, self.watermark) for ring in self._rings]
-        return names.take(_array(slots, pa.int64(), None)), rows
+        return names.take(arrow(slots, pa.int64(), None)), rows
 
     def _sweep(self) -> None:
         """Forget dead keys once they are a quarter of all: forgotten and empty read the same."""
@@ -210,81 +201,6 @@ class WindowState:
             ring.cells = ints.view(np.float64)
             ring.used = len(ints)
         self._sweep_at = max(SWEEP_FROM, 2 * len(self._keys))
-
-
-class _Ring:
-    """Tiles of one column in one window, for all keys."""
-
-    def __init__(self, column: str, layout: Layout, aggregations: list[tuple[int, AggregationSpec]]) -> None:
-        self.column = column
-        self.layout = layout
-        self.numbers = layout.numbers()
-        self.aggregations = aggregations
-        self.ints = np.empty((0, layout.width), np.int64)
-        self.cells = self.ints.view(np.float64)
-        self.used = 0
-
-    def make_room(self, keys: int) -> None:
-        have = len(self.ints)
-        if keys <= have:
-            self.used = keys
-            return
-        bigger = np.zeros((max(keys, 2 * have, FIRST_WORDS // self.layout.width), self.layout.width), np.int64)
-        bigger[: self.used] = self.ints[: self.used]
-        self.ints = bigger
-        self.cells = bigger.view(np.float64)
-        self.used = keys
-
-    def oldest(self, watermark: int) -> int:
-        """First tile that can still count. No row has one before the first watermark."""
-        return max((watermark - self.layout.horizon_ms) // self.layout.tile_ms, NO_TILE + 1)
-
-    def live(self, slots: NDArray[np.int64], watermark: int) -> NDArray[np.int64]:
-        ints = np.zeros((len(slots), self.layout.width), np.int64)
-        copy_live(self.ints, self.cells, slots, self.oldest(watermark), self.numbers, ints, ints.view(np.float64))
-        return ints
-
-
-def _rings(spec: ViewSpec) -> list[_Ring]:
-    grouped: dict[tuple[int, str], list[tuple[int, AggregationSpec]]] = {}
-    for place, aggregation in enumerate(spec.aggregations):
-        grouped.setdefault((aggregation.window_ms, aggregation.column), []).append((place, aggregation))
-    return [
-        _Ring(
-            column,
-            Layout.plan(
-                window_ms, spec.tile_ms[window_ms], spec.lateness_ms, frozenset(a.function for _, a in aggregations)
-            ),
-            aggregations,
-        )
-        for (window_ms, column), aggregations in grouped.items()
-    ]
-
-
-def _as_column(
-    aggregation: AggregationSpec,
-    layout: Layout,
-    n: NDArray[np.float64],
-    out: NDArray[np.float64],
-    null_key: NDArray[np.bool_] | None,
-) -> "pa.Array[Any]":
-    if aggregation.function == "count":
-        return _array(n.astype(np.int64), pa.int64(), null_key)
-    row = layout.outputs()
-    few = n < (2.0 if aggregation.function == "std" else 1.0)
-    missing = few if few.any() else None  # a null key has n = 0
-    if aggregation.function == "mean":
-        return _array(out[row["sum"]] / np.maximum(n, 1.0), pa.float64(), missing)
-    if aggregation.function == "std":
-        return _array(np.sqrt(out[row["moments"]] / np.maximum(n - 1.0, 1.0)), pa.float64(), missing)
-    values = _array(out[row[aggregation.function]], pa.float64(), missing)
-    return values.cast(_LAST_TYPES[aggregation.column_type]) if aggregation.function == "last" else values
-
-
-def _array(values: NDArray[Any], dtype: "pa.DataType", missing: NDArray[np.bool_] | None) -> "pa.Array[Any]":
-    """An Arrow array over the memory of `values`; pa.array() would import pandas, at a second and 60 MB."""
-    valid = None if missing is None else pa.py_buffer(np.packbits(~missing, bitorder="little"))
-    return pa.Array.from_buffers(dtype, len(values), [valid, pa.py_buffer(values)])
 
 
 def _int64(array: NDArray[Any]) -> NDArray[np.int64]:

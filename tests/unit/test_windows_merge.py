@@ -15,7 +15,7 @@ def one_at_a_time(times: list[list[int]], waiting: list[bool]) -> list[tuple[int
     """(partition, row) in order: the partition whose head is smallest, until one that must be waited for is dry."""
     next_row = [0] * len(times)
     seen = [-100] * len(times)
-    order = []
+    order: list[tuple[int, int]] = []
     while True:
         dry = [k for k in range(len(times)) if next_row[k] == len(times[k])]
         if any(waiting[k] for k in dry) or len(dry) == len(times):
