@@ -1,6 +1,6 @@
 """Categories counted by the reference's list; those that it never saw are counted apart, and some of them named."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -46,10 +46,10 @@ class Categories:
         width = self._counts.shape[1]
         self._counts += np.bincount(slots * width + place, minlength=self._counts.size).reshape(self._counts.shape)
 
-    def sums(self, slots: Sequence[int]) -> dict[str, Any]:
-        """The fields of the profile row, added up over ``slots``."""
-        counts = self._counts[np.asarray(slots)].sum(axis=0)
-        names = top_names(item for slot in slots for item in self._names.get(slot, {}).items())
+    def sums(self, slot: int) -> dict[str, Any]:
+        """The fields of the slot's profile row."""
+        counts = self._counts[slot]
+        names = top_names(self._names.get(slot, {}).items())
         return {
             "feature": self.feature,
             "kind": "categorical",

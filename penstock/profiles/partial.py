@@ -46,26 +46,19 @@ class Numbers:
                 new[:used] = old
         add_numbers(values, slots, self._edges, self._widths, *self._arrays())
 
-    def sums(self, slots: Sequence[int]) -> list[dict[str, Any]]:
-        """Per measure the fields of its profile row, added up over ``slots``."""
-        chosen = np.asarray(slots)
-        n, mean = self._n[chosen], self._mean[chosen]
-        total = n.sum(axis=0)
-        center = (n * mean).sum(axis=0) / np.maximum(total, 1)
-        squares = (self._m2[chosen] + n * (mean - center) ** 2).sum(axis=0)
-        bins, nulls = self._bins[chosen].sum(axis=0), self._nulls[chosen].sum(axis=0)
-        low, high = self._low[chosen].min(axis=0), self._high[chosen].max(axis=0)
+    def sums(self, slot: int) -> list[dict[str, Any]]:
+        """Per measure the fields of the slot's profile row."""
         return [
             {
                 "feature": measure.feature,
                 "kind": measure.kind,
-                "nulls": int(nulls[i]),
-                "bins": bins[i, : len(measure.edges) + 1] if len(measure.edges) else np.empty(0, np.int64),
-                "n": int(total[i]),
-                "mean": float(center[i]),
-                "m2": float(squares[i]),
-                "min": float(low[i]) if total[i] else None,
-                "max": float(high[i]) if total[i] else None,
+                "nulls": int(self._nulls[slot, i]),
+                "bins": self._bins[slot, i, : len(measure.edges) + 1] if len(measure.edges) else np.empty(0, np.int64),
+                "n": int(self._n[slot, i]),
+                "mean": float(self._mean[slot, i]),
+                "m2": float(self._m2[slot, i]),
+                "min": float(self._low[slot, i]) if self._n[slot, i] else None,
+                "max": float(self._high[slot, i]) if self._n[slot, i] else None,
             }
             for i, measure in enumerate(self.measures)
         ]
@@ -118,7 +111,7 @@ class ColumnPartials:
         ]
         self._rows: Counts = np.zeros(0, np.int64)
 
-    def add(self, rows: "pa.RecordBatch", partition: npt.NDArray[np.int32], times: npt.NDArray[np.int64]) -> None:
+    def add(self, rows: "pa.RecordBatch", times: npt.NDArray[np.int64]) -> None:
         """Count a batch. ``times``: event times, ms since epoch. Raises before anything is counted when a column is
         missing or of another type.
         """
@@ -126,24 +119,20 @@ class ColumnPartials:
         for row, measure in zip(numbers, self._numbers.measures, strict=True):
             row[:] = as_floats(rows.column(measure.feature))
         strings = [rows.column(column.feature) for column in self._categories]
-        slots = self.panes.slots(partition, times)
-        used = self.panes.used
+        slots = self.panes.slots(times)
+        used = len(self.panes)
         self._rows = grown(self._rows, used)
         self._rows += np.bincount(slots, minlength=len(self._rows))
         self._numbers.add(numbers, slots, used)
         for column, values in zip(self._categories, strings, strict=True):
             column.add(values, slots, used)
 
-    def forget(self, partition: int) -> None:
-        """Take out what ``partition`` added since the last ``drain``."""
-        self.panes.forget(partition)
-
     def drain(self) -> list[ProfileRow]:
         """The partial profiles since the last call, one per measure and pane, and start anew."""
         drained = []
-        for pane, slots in self.panes.by_pane().items():
-            rows = int(self._rows[np.asarray(slots)].sum())
-            for sums in (*self._numbers.sums(slots), *(column.sums(slots) for column in self._categories)):
+        for slot, pane in enumerate(self.panes.starts):
+            rows = int(self._rows[slot])
+            for sums in (*self._numbers.sums(slot), *(column.sums(slot) for column in self._categories)):
                 reference = self._reference if sums["feature"] in self._referenced else ""
                 drained.append(ProfileRow(pane=pane, rows=rows, reference=reference, **self._stamp, **sums))
         self.panes.clear()

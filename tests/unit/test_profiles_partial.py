@@ -16,7 +16,7 @@ HOUR = 3_600_000
 numbers = st.one_of(st.none(), st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.0, float("inf"), float("-inf")]))
 words = st.one_of(st.none(), st.sampled_from(["AA", "UA", "B6", "ZZ", "", "é"]))
 rows = st.lists(
-    st.tuples(numbers, words, st.one_of(st.none(), st.booleans()), st.integers(-3, 3), st.integers(0, 3)),
+    st.tuples(numbers, words, st.one_of(st.none(), st.booleans()), st.integers(-3, 3)),
     min_size=1,
     max_size=80,
 )
@@ -28,8 +28,8 @@ REFERENCES = {
 }
 
 
-def batch(some: list[tuple]) -> tuple[pa.RecordBatch, np.ndarray, np.ndarray]:
-    delay, carrier, rain, hour, partition = zip(*some, strict=True)
+def batch(some: list[tuple]) -> tuple[pa.RecordBatch, np.ndarray]:
+    delay, carrier, rain, hour = zip(*some, strict=True)
     columns = pa.record_batch(
         {
             "delay": pa.array(delay, pa.float64()),
@@ -37,7 +37,7 @@ def batch(some: list[tuple]) -> tuple[pa.RecordBatch, np.ndarray, np.ndarray]:
             "rain": pa.array(rain, pa.bool_()),
         }
     )
-    return columns, np.array(partition, np.int32), np.array(hour, np.int64) * HOUR + 17
+    return columns, np.array(hour, np.int64) * HOUR + 17
 
 
 def partials(references: dict = REFERENCES) -> ColumnPartials:
@@ -106,22 +106,9 @@ def test_partials_are_what_plain_python_counts(some: list[tuple]) -> None:
         assert (rain.bins.tolist(), rain.nulls) == ([flags[False], flags[True]], flags[None])
 
 
-@settings(max_examples=40, deadline=None)
-@given(rows)
-def test_a_lost_partition_takes_its_rows_with_it(some: list[tuple]) -> None:
-    one, others = partials(), partials()
-    one.add(*batch(some))
-    one.forget(2)
-    kept = [row for row in some if row[4] != 2]
-    if kept:
-        one.add(*batch(kept))
-        others.add(*batch(kept + kept))
-    assert summed(one.drain()) == summed(others.drain())
-
-
 def test_without_a_reference_there_are_nulls_and_moments_but_no_bins() -> None:
     one = partials({})
-    one.add(*batch([(1.0, "AA", True, 0, 0), (None, None, None, 0, 0), (3.0, "UA", False, 0, 0)]))
+    one.add(*batch([(1.0, "AA", True, 0), (None, None, None, 0), (3.0, "UA", False, 0)]))
     delay, rain, carrier = sorted(one.drain(), key=lambda row: ("delay", "rain", "carrier").index(row.feature))
     assert (delay.nulls, delay.mean, delay.m2, delay.bins.tolist(), delay.reference) == (1, 2.0, 2.0, [], "")
     assert (rain.nulls, rain.mean) == (1, 0.5)
@@ -130,7 +117,7 @@ def test_without_a_reference_there_are_nulls_and_moments_but_no_bins() -> None:
 
 def test_event_times_far_apart_do_not_need_a_dense_table() -> None:
     one = partials()
-    one.add(*batch([(1.0, "AA", True, 0, 0), (2.0, "AA", True, 10**8, 3), (3.0, "AA", True, -(10**7), 1)]))
+    one.add(*batch([(1.0, "AA", True, 0), (2.0, "AA", True, 10**8), (3.0, "AA", True, -(10**7))]))
     assert [(row.pane // HOUR, row.min) for row in one.drain() if row.feature == "delay"] == [
         (-(10**7), 3.0),
         (0, 1.0),
@@ -142,7 +129,7 @@ def test_columns_with_more_categories_than_can_be_listed_have_none_unseen() -> N
     reference = profile_column(pa.array([f"tail{i}" for i in range(5000)]))
     assert not reference.complete
     one = ColumnPartials([("tail", "categorical")], {"tail": reference}, HOUR)
-    one.add(pa.record_batch({"tail": ["tail0", "N1", None]}), np.zeros(3, np.int32), np.zeros(3, np.int64))
+    one.add(pa.record_batch({"tail": ["tail0", "N1", None]}), np.zeros(3, np.int64))
     (row,) = one.drain()
     assert (int(row.bins[-1]), row.unseen, row.nulls, row.names) == (1, 0, 1, [])
 
@@ -152,7 +139,7 @@ def test_an_endless_column_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPa
     one = ColumnPartials([("carrier", "categorical")], {"carrier": REFERENCES["carrier"]}, HOUR)
     for i in range(50):
         names = [f"new{i}-{j}" for j in range(30)] + ["AA"]
-        one.add(pa.record_batch({"carrier": names}), np.zeros(31, np.int32), np.zeros(31, np.int64))
+        one.add(pa.record_batch({"carrier": names}), np.zeros(31, np.int64))
     assert len(one._categories[0]._known) < 200
     (row,) = one.drain()
     assert (row.unseen, int(row.bins[0]), len(row.names)) == (1500, 50, 20)
@@ -160,7 +147,7 @@ def test_an_endless_column_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPa
 
 def test_rows_come_back_from_arrow_as_they_were() -> None:
     one = partials()
-    one.add(*batch([(1.0, "AA", True, 0, 0), (None, "ZZ", None, 0, 0)]))
+    one.add(*batch([(1.0, "AA", True, 0), (None, "ZZ", None, 0)]))
     drained = one.drain()
     there = to_arrow(drained)
     assert there.schema == SCHEMA

@@ -1,0 +1,144 @@
+"""The label join of one partition of ``NAME.outcomes``: predictions wait for their label, labels for their
+prediction.
+
+By event time, and by two clocks: labels come straight from ingest and may run days ahead of the predictions when a
+backlog is read, so a prediction is given up when the *labels* are a horizon past it, and a label when the predictions
+are. Where one side falls silent, the own side's clock ends the wait after two horizons.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from penstock_monitor.meeting import CLOCK, ENTRY, LABEL, NEVER, PREDICTION, meet, move
+
+SWEEPS_PER_HORIZON = 8
+_FIRST_ROOM = 1024
+
+Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Rows of ``NAME.outcomes`` as columns, all of length n. ``times``: int64, event time in ms since epoch.
+    ``served``: int64, which model and version; -1 of a label. ``predicted``: int64, 1 or 0, -1 when there is none.
+    ``score``, ``baseline``, ``value``: float64, NaN for null.
+    """
+
+    is_label: npt.NDArray[np.bool_]
+    label_key: "pa.StringArray"
+    times: Int64s
+    served: Int64s
+    predicted: Int64s
+    score: Floats
+    baseline: Floats
+    value: Floats
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+@dataclass(frozen=True, slots=True)
+class Meetings:
+    """``pairs``: structured array, a prediction's ``time``, ``served``, ``predicted``, ``score``, ``baseline``, and
+    the ``value`` of its label. ``predictions``, ``labels``: int64[m, 2], served and time of those that were given up.
+    """
+
+    pairs: npt.NDArray[np.void]
+    predictions: Int64s
+    labels: Int64s
+
+
+class Pending:
+    """What waits. A label meets every prediction of its key that waits, and is used up by that; where none waits, it
+    waits itself for the first. A function of the log alone, whatever the batches: replaying the log rebuilds it.
+    """
+
+    def __init__(self, horizon_ms: int) -> None:
+        self._horizon = horizon_ms
+        self._grid = max(horizon_ms // SWEEPS_PER_HORIZON, 1)
+        self._entries = np.zeros(_FIRST_ROOM, ENTRY)
+        self._heads = np.full(_FIRST_ROOM, -1, np.int64)
+        self._arena = np.empty(16 * _FIRST_ROOM, np.uint8)
+        self._clock = np.array([(0, 0, NEVER, NEVER)], CLOCK)
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """How many predictions and how many labels wait for another."""
+        kinds = self._entries["kind"][: self._used]
+        return int((kinds == PREDICTION).sum()), int((kinds == LABEL).sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self._entries.nbytes + self._heads.nbytes + self._arena.nbytes
+
+    def meet(self, facts: Facts, rows: Int64s) -> Meetings:
+        """Take in the ``rows`` of ``facts`` that belong to this partition, in log order."""
+        bounds, data = _string_buffers(facts.label_key)
+        size = int((bounds[1:] - bounds[:-1])[rows].sum())
+        self._make_room(len(rows), size)
+        room = self._used + len(rows)
+        pairs, expired = np.empty(room, ENTRY), np.empty((room, 3), np.int64)
+        met, over = meet(
+            rows,
+            facts.is_label,
+            data,
+            bounds,
+            facts.times,
+            facts.served,
+            facts.predicted,
+            facts.score,
+            facts.baseline,
+            facts.value,
+            self._horizon,
+            self._grid,
+            self._entries,
+            self._heads,
+            self._arena,
+            self._clock,
+            pairs,
+            expired,
+        )
+        expired = expired[:over]
+        return Meetings(
+            pairs[:met],
+            expired[expired[:, 2] == PREDICTION, :2],
+            expired[expired[:, 2] == LABEL, :2],
+        )
+
+    @property
+    def _used(self) -> int:
+        return int(self._clock["used"][0])
+
+    def _make_room(self, more: int, more_bytes: int) -> None:
+        used, size = self._used, int(self._clock["bytes"][0])
+        if used + more <= len(self._entries) and size + more_bytes <= len(self._arena):
+            return
+        entries = self._entries[:used]
+        alive = entries["kind"] != 0
+        room = _power(2 * (int(alive.sum()) + more))
+        keys = int((entries["stop"] - entries["start"])[alive].sum())
+        new, heads = np.zeros(room, ENTRY), np.empty(room, np.int64)
+        arena = np.empty(_power(2 * (keys + more_bytes)), np.uint8)
+        count, used_bytes = move(self._entries, used, self._arena, new, heads, arena)
+        self._entries, self._heads, self._arena = new, heads, arena
+        self._clock["used"], self._clock["bytes"] = count, used_bytes
+
+
+def _power(n: int) -> int:
+    return 1 << max(n - 1, _FIRST_ROOM - 1).bit_length()
+
+
+def _string_buffers(values: "pa.StringArray") -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Bounds, int32[n + 1], and bytes of a string array without nulls, without a copy."""
+    _, bounds, data = values.buffers()
+    if bounds is None or len(values) == 0:
+        return np.zeros(1, np.int32), np.zeros(1, np.uint8)
+    return (
+        np.frombuffer(bounds, np.int32)[values.offset : values.offset + len(values) + 1],
+        np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8),
+    )
