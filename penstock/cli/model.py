@@ -59,8 +59,8 @@ def verify(name: Name, version: Version, registry: Registry = None, as_json: Jso
         total = sum(len(content) for content in verified.files.values())
         _say(
             {"verified": True, "digest": verified.digest, "files": len(verified.files), "bytes": total},
-            f"{verified.manifest.label}: {len(verified.files)} files, {total:,} bytes, as registered (sha256; no signature "
-            f"is checked)\ndigest {verified.digest}",
+            f"{verified.manifest.label}: {len(verified.files)} files, {total:,} bytes, as registered (sha256; no "
+            f"signature is checked)\ndigest {verified.digest}",
             as_json,
         )
 
