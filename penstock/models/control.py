@@ -34,12 +34,26 @@ class ControlMessage(BaseModel):
     percent: float | None = Field(None, ge=0, le=100)
     author: str | None = None
     reason: str | None = None
-    time: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    time: datetime = Field(default_factory=lambda: to_millisecond(datetime.now(UTC)))
 
     @property
     def key(self) -> bytes:
         """The key on the topic."""
         return f"{self.model}/{self.role}".encode()
+
+
+def to_millisecond(time: datetime) -> datetime:
+    """As exact as Avro carries it."""
+    return time.replace(microsecond=time.microsecond // 1000 * 1000)
+
+
+def retirement(key: bytes | None, time: datetime) -> ControlMessage:
+    """What a tombstone under ``key`` says: nobody serves. Raises ``ModelError`` when the key is not of this topic."""
+    model, _, role = (key or b"").decode("utf-8", "replace").rpartition("/")
+    try:
+        return ControlMessage.model_validate({"model": model, "role": role, "time": time})
+    except ValidationError:
+        raise ModelError(f"no control message: a tombstone under the key {key!r}, which is not MODEL/ROLE") from None
 
 
 class InForce(BaseModel):

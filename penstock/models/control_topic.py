@@ -7,11 +7,12 @@ of it, and what serves is decided by people, not by batches.
 import logging
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from penstock.models.control import CHAMPION, ControlCodec, ControlMessage, InForce, Lookup, Role
+from penstock.models.control import CHAMPION, ControlCodec, ControlMessage, InForce, Lookup, Role, retirement
 from penstock.models.manifest import ModelError
 from penstock.models.matrix import matrix_for
 from penstock.models.registry import ModelRegistry
@@ -92,10 +93,11 @@ class ControlReader:
     def _read(self, message: Message) -> InForce | None:
         where = f"{self._topic}/{message.partition()}@{message.offset()}"
         value = message.value()
-        if value is None:
-            return None
         try:
-            decoded = self._codec.decode(value)
+            if value is None:
+                decoded = retirement(message.key(), datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC))
+            else:
+                decoded = self._codec.decode(value)
         except ModelError as error:
             log.error("%s is ignored: %s", where, error)
             return None
