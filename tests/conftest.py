@@ -6,6 +6,7 @@ The helpers import nothing of Penstock's transport, so that what a test reads ba
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -22,7 +23,7 @@ class TopicFactory(Protocol):
 
 
 class CommittedReader(Protocol):
-    def __call__(self, topic: str, timeout: float = ...) -> list[Message]: ...
+    def __call__(self, topic: str, timeout: float = ..., settled: bool = ...) -> list[Message]: ...
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,13 +72,15 @@ def topic_factory(broker: BrokerHandle, kafka_topic_prefix: str) -> Iterator[Top
 @pytest.fixture
 def read_committed(broker: BrokerHandle) -> CommittedReader:
     """Reads all committed records of a topic, by partition and offset."""
-    return lambda topic, timeout=30.0: read_all_committed(broker.bootstrap, topic, timeout)
+    return partial(read_all_committed, broker.bootstrap)
 
 
-def read_all_committed(bootstrap: str, topic: str, timeout: float = 30.0) -> list[Message]:
-    """Every record of `topic` that a read_committed reader gets now, ordered by partition and offset.
+def read_all_committed(bootstrap: str, topic: str, timeout: float = 30.0, settled: bool = True) -> list[Message]:
+    """Every committed record of `topic`, ordered by partition and offset.
 
-    Ends by position, not by a count or a last record: a log may end in transaction markers. Raises TimeoutError.
+    Ends by position, not by a count or a last record: a log may end in transaction markers. A commit that has
+    returned may still wait for its markers (long, if the broker was killed then), so by default an open transaction
+    is waited for; `settled=False` stops before it. Raises TimeoutError.
     """
     consumer = Consumer(
         {
@@ -103,7 +106,10 @@ def read_all_committed(bootstrap: str, topic: str, timeout: float = 30.0) -> lis
                 if error is None:
                     records.append(message)
                 elif error.code() == KafkaError._PARTITION_EOF:
-                    unfinished.discard(message.partition())
+                    partition, position = message.partition(), message.offset()
+                    _, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+                    if not settled or position >= end:
+                        unfinished.discard(partition)
                 else:
                     raise KafkaException(error)
     finally:

@@ -9,7 +9,6 @@ import logging
 import signal
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -19,16 +18,18 @@ from typing import Self
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from penstock.local import leash
 from penstock.local.jars import KAFKA_VERSION, Progress
 from penstock.local.kafka_server import LOG_DIR, PROPERTIES, PROPERTIES_NAME, KafkaServer, find_server
+from penstock.local.launch import launch
 from penstock.local.ports import free_port, is_free
+from penstock.local.recovery import fence_former_self, was_killed
 from penstock.local.state import BrokerError, BrokerState, read_state, send_signal, stop_process, write_state
 
 LOG_NAME = "kafka.log"
 TAIL_LINES = 30
-# two brokers that start at once may pick the same free port
 ATTEMPTS = 3
+# two brokers that start at once may pick the same free port; a JVM crashes on a class archive that was cut short
+WORTH_ANOTHER_TRY = ("Address already in use", "A fatal error has been detected by the Java Runtime Environment")
 
 
 class EmbeddedBroker:
@@ -91,15 +92,16 @@ class EmbeddedBroker:
             (self.data_dir / PROPERTIES_NAME).write_text(PROPERTIES.format(**state.model_dump()), encoding="ascii")
             if not _meta_path(self.data_dir).exists():
                 self._format(self._server, state)
+            if was_killed(self.data_dir):
+                fence_former_self(self._server, self.data_dir, state, self.start_timeout)
             try:
-                self._launch(self._server, state)
-                self._await_ready()
+                self._await_ready(self._launch(self._server, state))
             except BaseException as error:
                 self._abandon()
-                if attempt < ATTEMPTS and self.port is None and "Address already in use" in str(error):
-                    continue
-                raise
-            return self.bootstrap
+                if attempt == ATTEMPTS or not any(sign in str(error) for sign in WORTH_ANOTHER_TRY):
+                    raise
+            else:
+                return self.bootstrap
         raise AssertionError("the last attempt returns or raises")
 
     def stop(self, timeout: float = 30.0) -> None:
@@ -157,6 +159,7 @@ class EmbeddedBroker:
         try:
             run = subprocess.run(
                 server.format_command(state.cluster_id),
+                check=False,
                 cwd=self.data_dir,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -169,7 +172,7 @@ class EmbeddedBroker:
             said = run.stdout.decode(errors="replace").strip()
             raise BrokerError(f"Kafka could not format {self.data_dir} (exit {run.returncode}):\n{said[-4000:]}")
 
-    def _launch(self, server: KafkaServer, state: BrokerState) -> None:
+    def _launch(self, server: KafkaServer, state: BrokerState) -> BrokerState:
         class_flags, self._training = server.shared_classes, None
         # a detached broker is stopped by a process that could not tell a finished archive from half of one
         if server.archive is not None and not self.detached and (training := server.archive.training()):
@@ -178,27 +181,16 @@ class EmbeddedBroker:
         log_path = self.data_dir / LOG_NAME
         if log_path.exists():
             log_path.replace(log_path.with_name(f"{LOG_NAME}.1"))
-        with log_path.open("wb") as log:
-            self._leash = subprocess.Popen(
-                [sys.executable, "-I", "-S", leash.__file__, "release" if self.detached else "keep", *command],
-                cwd=self.data_dir,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                # Ctrl-C on the terminal is for the workers; the broker must outlast their last commit
-                start_new_session=True,
-            )
-        assert self._leash.stdout is not None
-        said = self._leash.stdout.readline()
-        if not said.strip().isdigit():
+        self._leash, pid = launch(command, self.data_dir, log_path, detached=self.detached)
+        if pid is None:
             raise BrokerError(self._failure("could not be launched"))
-        self._state = state.model_copy(update={"pid": int(said), "started_at": time.time()})
+        self._state = state.model_copy(update={"pid": pid, "started_at": time.time()})
         write_state(self.data_dir, self._state)
+        return self._state
 
-    def _await_ready(self) -> None:
+    def _await_ready(self, state: BrokerState) -> None:
         """Return once the broker tells an admin client of itself; its socket opens a moment before that."""
-        state, deadline = self._started(), time.monotonic() + self.start_timeout
+        deadline = time.monotonic() + self.start_timeout
         while time.monotonic() < deadline:
             if state.running_pid() is None:
                 raise BrokerError(self._failure("ended while starting"))
@@ -218,7 +210,7 @@ class EmbeddedBroker:
         return f"Apache Kafka {KAFKA_VERSION} {what}; the end of {log_path}:\n{tail}"
 
     def _abandon(self) -> None:
-        """End what a failed start has left; the next one does without the class archive, should that be the cause."""
+        """End what a failed start has left; the next does without the class archive, in case that was the cause."""
         if self._state is not None and self._state.pid is not None:
             stop_process(self._state, 0.0, first=signal.SIGKILL)
         self._ended()

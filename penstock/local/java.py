@@ -72,6 +72,7 @@ def _probe(executable: Path | None, source: str) -> Java | str:
     try:
         run = subprocess.run(
             [executable, "-XshowSettings:properties", "-version"],
+            check=False,
             capture_output=True,
             text=True,
             timeout=30,

@@ -17,8 +17,8 @@ PROPERTIES_NAME = "server.properties"
 LOG_DIR = "log"
 LARGEST_RECORD = 16 * 1024 * 1024
 
-# Small, quick to restart, and open to what the tests ask of topics and groups. Without the broker session of 2 s a
-# restart waits 11 s for the controller to forget the broker's former self.
+# Small, and open to what the tests ask of topics and groups. The long broker session keeps a starved or paused broker
+# from being fenced by itself; no restart waits for it, see recovery.py.
 PROPERTIES = f"""\
 process.roles=broker,controller
 node.id=1
@@ -41,13 +41,24 @@ group.min.session.timeout.ms=1000
 group.consumer.session.timeout.ms=6000
 group.consumer.min.session.timeout.ms=6000
 controlled.shutdown.enable=true
-broker.session.timeout.ms=2000
-broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=30000
 message.max.bytes={LARGEST_RECORD}
 replica.fetch.max.bytes={LARGEST_RECORD}
 log.cleaner.dedupe.buffer.size=2097152
 num.network.threads=2
 num.io.threads=2
+"""
+
+RECOVERY_PROPERTIES_NAME = "recovery.properties"
+RECOVERY_PROPERTIES = f"""\
+process.roles=controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{{controller_port}}
+listeners=CONTROLLER://127.0.0.1:{{controller_port}}
+controller.listener.names=CONTROLLER
+log.dirs={LOG_DIR}
+broker.session.timeout.ms=200
+broker.heartbeat.interval.ms=50
 """
 
 
@@ -68,6 +79,12 @@ class KafkaServer:
         tiers = ["-XX:TieredStopAtLevel=1"] if fast_start else []
         flags = ["-Xms64m", f"-Xmx{heap_mb}m", "-XX:+ExitOnOutOfMemoryError", *tiers, *class_flags, mark]
         return [*self._java(*flags), "kafka.Kafka", PROPERTIES_NAME]
+
+    def recovery_command(self, mark: str) -> list[str]:
+        """Runs the controller alone, telling what it does."""
+        flags = ["-XX:TieredStopAtLevel=1", *self.shared_classes, mark]
+        flags.append("-Dorg.slf4j.simpleLogger.log.org.apache.kafka.controller=info")
+        return [*self._java(*flags), "kafka.Kafka", RECOVERY_PROPERTIES_NAME]
 
     @property
     def shared_classes(self) -> list[str]:

@@ -25,7 +25,7 @@ def main() -> int:
     child = os.fork()
     if child == 0:
         _become(command, leash, mode)
-    print(child, flush=True)
+    os.write(1, f"{child}\n".encode())
     if mode == "release":
         return 0
     while True:

@@ -92,7 +92,8 @@ def report_fetch(done: int, total: int) -> None:
     """Progress of the first run on stderr: one line on a terminal, the last one only elsewhere."""
     if sys.stderr.isatty() or done == total:
         end = "\n" if done == total else "\r"
-        print(f"fetching Apache Kafka {KAFKA_VERSION}: {done}/{total} jars", end=end, file=sys.stderr, flush=True)
+        sys.stderr.write(f"fetching Apache Kafka {KAFKA_VERSION}: {done}/{total} jars{end}")
+        sys.stderr.flush()
 
 
 def _require_listener(bootstrap: str) -> None:

@@ -100,10 +100,16 @@ def data_bytes(data_dir: Path) -> int:
 
 def _command_line(pid: int) -> str:
     """The arguments of a live process; empty for one that is gone or only waits to be reaped."""
+    if not Path("/proc/self/cmdline").exists():
+        listed = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return listed.stdout
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        for _ in range(100):
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if arguments or Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in b"ZX":
+                return arguments.decode(errors="replace")
+            # in the middle of its exec a process has no arguments
+            time.sleep(0.001)
     except OSError:
-        if Path("/proc/self/cmdline").exists():
-            return ""
-    listed = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return listed.stdout
+        pass
+    return ""
