@@ -1,0 +1,51 @@
+"""What users send: JSON or framed Avro on the same topic, told apart by the first byte of each value."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from penstock.codec import frame
+from penstock.codec.avro import AvroDecoder
+from penstock.codec.decoded import BadRow, Decoded, in_order
+from penstock.codec.json import JsonDecoder
+
+_JSON = np.isin(np.arange(256), list(b"{ \t\r\n"))
+
+
+class InputDecoder:
+    """Decodes each value by its kind and restores the order; both decoders must have the same reader's schema."""
+
+    def __init__(self, avro: AvroDecoder, json: JsonDecoder) -> None:
+        if avro.columns != json.columns:
+            raise ValueError("the Avro and the JSON decoder must be made of one reader schema.")
+        self.columns: pa.Schema = avro.columns
+        self._avro = avro
+        self._json = json
+
+    def decode(self, values: Sequence[bytes | None]) -> Decoded:
+        """The good rows in order, and the bad ones with their reasons. ``TransientLookupError`` passes through."""
+        values = values if isinstance(values, list) else list(values)
+        first = _first_bytes(values)
+        is_json = _JSON[first] & (first >= 0)
+        # nothing at all says nothing about its kind: the Avro decoder calls it empty
+        is_avro = (first == frame.MAGIC) | (first < 0)
+        if is_avro.all():
+            return self._avro.decode(values)
+        if is_json.all():
+            return self._json.decode(values)
+        bad: dict[int, BadRow] = {}
+        for i in np.flatnonzero(~(is_avro | is_json)).tolist():
+            bad[i] = BadRow("bad magic", f"the first byte is {first[i]}; Avro begins with 0 and JSON with {{.")
+        parts = []
+        for mine, decode in ((is_avro, self._avro.decode), (is_json, self._json.decode)):
+            rows = np.flatnonzero(mine)
+            if len(rows):
+                decoded = decode([values[i] for i in rows.tolist()])
+                parts.append((decoded.rows, rows[decoded.index]))
+                bad.update({int(rows[i]): why for i, why in decoded.bad.items()})
+        return in_order(parts, self.columns, bad)
+
+
+def _first_bytes(values: list[bytes | None]) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
+    return np.fromiter((v[0] if v else -1 for v in values), np.int16, len(values))
