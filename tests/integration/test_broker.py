@@ -32,6 +32,8 @@ starter.join()
 print(broker.pid, broker.bootstrap, flush=True)
 time.sleep(600)
 """
+pytestmark = pytest.mark.kafka
+
 COMMAND = [sys.executable, "-c", "from penstock.cli.broker import broker_app; broker_app()"]
 
 
