@@ -28,10 +28,10 @@ TRAVELLING = 0.03
 """Share of honest transactions made abroad."""
 
 TESTS, THEFTS = 4, 3
-BURST_STEPS = 4_000
-"""Events between two transactions of a thief, at most: 12 s at the usual step."""
+BURST = 20_000
+"""Events from a thief's first transaction to the last, about: a minute at the usual step."""
 
-Strings = npt.NDArray[np.str_]
+Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +98,19 @@ def generate(
     )
 
 
-def _bursts(n: int, fraud_rate: float, rng: np.random.Generator) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """int64[bursts, 7] twice: the rows of every burst, no row in two of them, and each row's place in its burst."""
+def _bursts(n: int, fraud_rate: float, rng: np.random.Generator) -> tuple[Int64s, Int64s]:
+    """int64[bursts, 7] twice: the rows of every burst in order, no row in two, and each row's place in its burst."""
     length = TESTS + THEFTS
-    bursts = min(rng.poisson(n * fraud_rate / length), n // (2 * length))
-    if not bursts:
-        return np.empty((0, length), np.int64), np.empty((0, length), np.int64)
-    gap = min(BURST_STEPS, n // (length + 1))
-    start = rng.integers(0, n - gap * length, bursts)
-    rows = start[:, None] + np.cumsum(rng.integers(1, gap + 1, (bursts, length)), axis=1)
-    _, first = np.unique(rows, return_index=True)
-    met = np.ones(rows.size, np.bool_)
-    met[first] = False
-    # a row can be only one thief's: a burst that meets another is left out
-    rows = rows[~met.reshape(rows.shape).any(axis=1)]
+    bursts = min(int(rng.poisson(n * fraud_rate / length)), n // (2 * length))
+    drawn = np.sort(rng.choice(n, bursts * length, replace=False))
+    # the rows of neighbouring bursts are dealt out in turn, so that thieves overlap and none takes longer than BURST
+    together = max(1, bursts * BURST // max(n, 1))
+    rank = np.arange(len(drawn))
+    group = rank // (together * length)
+    size = np.minimum(together, bursts - group * together)
+    within = rank - group * together * length
+    rows = np.empty((bursts, length), np.int64)
+    rows[group * together + within % size, within // size] = drawn
     return rows, np.broadcast_to(np.arange(length), rows.shape)
 
 
@@ -121,10 +120,10 @@ def schema(name: str) -> dict[str, Any]:
     return found
 
 
-def _numbered(letter: str, numbers: npt.NDArray[np.int64], width: int) -> pa.Array:
+def _numbered(letter: str, numbers: Int64s, width: int) -> pa.Array:
     digits = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), width, "0")
     return pc.binary_join_element_wise(letter, digits, "")
 
 
-def _named(names: tuple[str, ...], index: npt.NDArray[np.int64]) -> pa.Array:
+def _named(names: tuple[str, ...], index: Int64s) -> pa.Array:
     return pa.array(names).take(pa.array(index))

@@ -3,6 +3,7 @@ default, or a hundred trees. Both are exported with everything they need inside 
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import pyarrow as pa
 from onnx import TensorProto, helper, numpy_helper
 from onnxmltools import convert_lightgbm
 from onnxmltools.convert.common.data_types import FloatTensorType
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from penstock import envelope
@@ -115,11 +117,6 @@ def fit_mlp(x: Floats, y: Doubles) -> bytes:
     scaled = np.log1p(np.maximum(np.nan_to_num(x, nan=0.0), 0.0))
     mean, std = scaled.mean(0), scaled.std(0) + 1e-6
     network = MLPClassifier(HIDDEN, batch_size=512, max_iter=12, random_state=SEED, tol=0.0, n_iter_no_change=100)
-    network.set_params(early_stopping=False)
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-
     with warnings.catch_warnings():
         # twelve passes are enough, and more is what it would like
         warnings.simplefilter("ignore", ConvergenceWarning)

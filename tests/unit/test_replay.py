@@ -3,6 +3,7 @@
 import collections
 import io
 from datetime import timedelta
+from typing import Any
 
 import fastavro
 import numpy as np
@@ -23,7 +24,7 @@ START = 1_364_800_000_000
 
 def flights(n: int, every_minutes: int = 10, cancelled: int = 0) -> Flights:
     """``n`` departures, one every ``every_minutes``, each landing two hours later; the first ones are cancelled."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "flight_id": f"2013-04-01.UA.{i + 1}.EWR",
             "timestamp": START + i * every_minutes * MINUTE,
@@ -57,7 +58,7 @@ def messages(replay: Replay, size: int = 7) -> list[Message]:
     return [message for chunk in replay.chunks(size) for message in chunk]
 
 
-def read_avro(value: bytes, name: str) -> dict[str, object]:
+def read_avro(value: bytes, name: str) -> dict[str, Any]:
     record = fastavro.schemaless_reader(io.BytesIO(value[5:]), fastavro.parse_schema(schema(name)), None)
     assert isinstance(record, dict)
     return record
@@ -144,11 +145,11 @@ def test_what_is_called_broken_is_broken(kind: str) -> None:
             return
         bounds = {f["name"]: f for f in schema("event")["fields"]}
         wrong = {
-            "not a number": np.isnan(row["dep_delay"]),  # type: ignore[call-overload]
-            "infinite": np.isinf(row["distance"]),  # type: ignore[call-overload]
-            "out of range": row["temp"] is not None and row["temp"] > bounds["temp"]["maximum"],  # type: ignore[operator]
+            "not a number": np.isnan(row["dep_delay"]),
+            "infinite": np.isinf(row["distance"]),
+            "out of range": row["temp"] is not None and row["temp"] > bounds["temp"]["maximum"],
             "pattern mismatch": row["tailnum"] == "n0 way!",
-            "far future": int(row["timestamp"].timestamp() * 1000) == FAR_FUTURE,  # type: ignore[attr-defined]
+            "far future": int(row["timestamp"].timestamp() * 1000) == FAR_FUTURE,
         }
         assert wrong[kind]
     elif value[0] == 0:
