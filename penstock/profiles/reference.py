@@ -6,6 +6,7 @@ drift" the same for every feature, whatever its distribution. Bin i holds ``edge
 and last are open.
 """
 
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -106,7 +107,7 @@ class ReferenceProfile(Profiled):
     auc: float | None = None
     baseline: BaselineProfile | None = None
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Names the bins: partial counts may only be added, or compared with shares, under the same id."""
         return fingerprint(self.model_dump(mode="json", exclude={"model", "version"}))

@@ -1,0 +1,100 @@
+"""The worker ``monitor.merge``: a Faust app that merges the partial profiles of all monitors into windows, and tells
+drift, quality and accuracy.
+
+One such worker is enough (partials come at hundreds a second), and only one may run: a second one that still wrote
+its last changes could put an older count over a newer one in the changelog. The slot's lock and the static membership
+see to that.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from typing import Any
+
+from penstock.health import Health, HealthServer
+from penstock.plan import Plan
+from penstock.settings import Settings
+from penstock_monitor.committed import CommittedApp, SafeTable, broker_of
+from penstock_monitor.merging import Merge
+
+log = logging.getLogger(__name__)
+
+TAKE = 2000
+WITHIN_S = 0.2
+CLOSE_EVERY_S = 1.0
+
+
+def main(plan: Plan, name: str, settings: Settings) -> int:
+    """Runs until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 it cannot go on."""
+    health = Health()
+    server = HealthServer(health, settings.metrics_host, settings.metrics_port)
+    log.info("metrics and health on port %d", server.port, extra={"port": server.port})
+    try:
+        return asyncio.run(_serve(plan, name, settings, health))
+    finally:
+        health.alive = False
+        server.close()
+
+
+def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
+    """The Faust app of a plan's merge; must be called with an event loop running."""
+    group = plan.group(name)
+    app = CommittedApp(
+        group,
+        **broker_of(settings),
+        store="memory://",
+        datadir=str(settings.state_dir / "faust" / group),
+        autodiscover=False,
+        web_enabled=False,
+        topic_disable_leader=True,
+        topic_partitions=plan.partitions,
+        topic_replication_factor=1,
+        consumer_auto_offset_reset="earliest",
+        consumer_group_instance_id=f"{group}.{settings.slot}",
+        broker_session_timeout=settings.session_timeout_ms / 1000,
+        broker_heartbeat_interval=settings.session_timeout_ms / 4000,
+        broker_commit_interval=1.0,
+    )
+    raw: dict[str, Any] = {"key_serializer": "raw", "value_serializer": "raw", "key_type": bytes, "value_type": bytes}
+    profiles = app.topic(plan.topic("profiles").name, partitions=plan.partitions, allow_empty=True, **raw)
+    alerts = app.topic(plan.topic("alerts").name, partitions=plan.partitions, **raw)
+    table = SafeTable(
+        app, name="windows", partitions=plan.partitions, key_type=str, value_type=bytes, key_serializer="raw",
+        value_serializer="raw",
+    )  # fmt: skip
+    merge = Merge(plan, settings, app.tables.add(table), alerts)
+    health.wait("start", None)
+    health.wait("recovery", "the windows are being read back")
+
+    def recovered() -> None:
+        merge.recovered()
+        health.wait("recovery", None)
+
+    async def merge_profiles(stream: Any) -> None:
+        async for events in stream.take_events(TAKE, within=WITHIN_S):
+            await merge.add(events)
+
+    async def close_windows() -> None:
+        if health.ready:
+            await merge.close(time.monotonic())
+
+    table.on_recover(recovered)
+    app.agent(profiles)(merge_profiles)
+    app.timer(CLOSE_EVERY_S)(close_windows)
+    return app
+
+
+async def _serve(plan: Plan, name: str, settings: Settings, health: Health) -> int:
+    app = make_app(plan, name, settings, health)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await app.start()
+    while not stopping.is_set() and not app.should_stop:
+        await asyncio.sleep(0.1)
+    crashed = app.crashed
+    await app.stop()
+    log.info("stopped")
+    return 1 if crashed else 0

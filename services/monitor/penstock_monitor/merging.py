@@ -1,0 +1,142 @@
+"""What the merge does with a list of events and with the passing of time: everything but the Faust app itself."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from penstock import telemetry
+from penstock.codec.avro import AvroDecoder, AvroEncoder
+from penstock.plan import Plan, PlanError
+from penstock.profiles.rows import ProfileRow, from_arrow
+from penstock.schemas.registry import TransientLookupError
+from penstock.settings import Settings
+from penstock.worker import schema_lookup
+from penstock_monitor.evaluate import Alert, judge
+from penstock_monitor.publish import Gauges, alert_rows
+from penstock_monitor.references import ReferenceReader, References
+from penstock_monitor.windows import Window, Windows
+
+log = logging.getLogger(__name__)
+
+REFERENCES_EVERY_S = 10.0
+
+
+class Merge:
+    """Everything between a list of events and the table: no topic is touched here except through ``table`` and
+    ``alerts``.
+    """
+
+    def __init__(self, plan: Plan, settings: Settings, table: Any, alerts: Any) -> None:
+        monitors = plan.monitors
+        horizon = plan.label.horizon_ms if plan.label is not None else 0
+        self.windows = Windows(monitors.window_ms, plan.lateness_ms + monitors.pane_ms, horizon)
+        self._plan, self._table, self._alerts = plan, table, alerts
+        value = plan.topic("profiles").value
+        alert = plan.topic("alerts").value
+        if value is None or alert is None:
+            raise PlanError(f"plan of {plan.pipeline!r}: its profiles and alerts have no schema. Compile it again")
+        self._decoder = AvroDecoder(value.avro, schema_lookup(plan, settings))
+        self._encoder = AvroEncoder(alert.avro, alert.id)
+        self._reader = ReferenceReader(plan, settings)
+        self._references = References()
+        self._gauges = Gauges(plan)
+        self._lock = asyncio.Lock()
+        self._heard = self._looked = float("-inf")
+
+    def recovered(self) -> None:
+        """The table was read back from its changelog."""
+        self.windows.load(self._table.data.values())
+        self._heard = time.monotonic()
+        log.info("%d windows read back", len(self.windows))
+
+    async def add(self, events: Sequence[Any]) -> None:
+        """Merge framed partials. Returns when the changelog has the new counts, so that the events may be
+        acknowledged.
+        """
+        rows = await self._decode(events)
+        async with self._lock:
+            added = self.windows.add(rows)
+            if added.late:
+                log.warning("%d partial profiles were older than every window that is kept", added.late)
+            self._heard = time.monotonic()
+            await self._table.keep(_saved(added.changed.values()))
+        # counted once they are safe: a crash before would count them again
+        self._gauges.count(added.rows)
+
+    async def close(self, now: float) -> None:
+        """Close what is due: metrics, alerts, and the windows' verdicts into the table."""
+        idle = now - self._heard >= self._plan.monitors.idle_ms / 1000
+        async with self._lock:
+            due = self.windows.due(idle=idle)
+            if due:
+                await self._refresh(now)
+                alerts = judge(due, self._references, self._plan.monitors, self.windows.before)
+                self.windows.close(due)
+                self._gauges.show(due, self._references)
+                await self._send(alerts)
+                await self._table.keep(_saved(due))
+            gone = self.windows.forget()
+            if gone:
+                await self._table.keep((window.key, _partition(window), None) for window in gone)
+
+    async def _decode(self, events: Sequence[Any]) -> list[tuple[ProfileRow, int, int]]:
+        while True:
+            try:
+                decoded = self._decoder.decode([event.value for event in events])
+                break
+            except TransientLookupError as error:
+                log.warning("schemas cannot be looked up, trying again: %s", error)
+                await asyncio.sleep(1.0)
+        for place, bad in decoded.bad.items():
+            message = events[place].message
+            log.error("%s/%d@%d is no profile: %s", message.topic, message.partition, message.offset, bad.message)
+        places = decoded.index.tolist()
+        messages = [events[place].message for place in places]
+        return [
+            (row, message.partition, message.offset)
+            for row, message in zip(from_arrow(decoded.rows), messages, strict=True)
+        ]
+
+    async def _refresh(self, now: float) -> None:
+        if now - self._looked < REFERENCES_EVERY_S:
+            return
+        self._looked = now
+        try:
+            self._references = await asyncio.to_thread(self._reader.read)
+        except OSError as error:
+            log.warning("the model registry cannot be read: %s", error)
+
+    async def _send(self, alerts: Sequence[Alert]) -> None:
+        """At least once, before the windows say that they were sent."""
+        if not alerts:
+            return
+        values = self._encoder.encode(alert_rows(alerts))
+        sent = [
+            self._alerts.send_soon(key=_alert_key(alert), value=value)
+            for alert, value in zip(alerts, values, strict=True)
+        ]
+        await asyncio.gather(*sent)
+        for alert in alerts:
+            window = alert.finding.window
+            window.alerted.append(alert.finding.kind)
+            telemetry.ALERTS.labels(window.model, alert.finding.kind).inc()
+            log.info("alert: %s", alert.finding.message)
+
+
+def _saved(windows: Iterable[Window]) -> Iterator[tuple[str, int, bytes | None]]:
+    for window in windows:
+        yield window.key, _partition(window), window.save()
+
+
+def _partition(window: Window) -> int:
+    """All partials of a window have one key, so they come from one partition; the changelog has its value in the
+    same.
+    """
+    return max(window.applied)
+
+
+def _alert_key(alert: Alert) -> bytes:
+    window = alert.finding.window
+    return f"{window.model}|{window.version}|{window.feature}".encode()
