@@ -15,7 +15,7 @@ from penstock.models.registry import ModelRegistry
 from penstock.plan import Plan, PlanError
 from penstock.settings import Settings
 
-model_app = typer.Typer(help="Model versions and who serves them.", no_args_is_help=True)
+model_app = typer.Typer(help="Model versions and who serves them.", no_args_is_help=True, add_completion=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Registry = Annotated[

@@ -67,12 +67,13 @@ class InForce(BaseModel):
 
 
 class ControlCodec:
-    """Control messages to framed Avro and back, under the schema that the plan gives the topic."""
+    """Control messages to framed Avro and back, under the schema that the plan gives the topic. ``lookup`` finds
+    writers' schemas that the plan does not hold."""
 
     def __init__(self, plan: Plan, lookup: Lookup | None = None) -> None:
         value = control_schema(plan)
         self._encoder = AvroEncoder(value.avro, value.id)
-        self._decoder = AvroDecoder(value.avro, lookup or _of_plan(plan, value))
+        self._decoder = AvroDecoder(value.avro, _lookup(plan, value, lookup))
 
     def encode(self, message: ControlMessage) -> bytes:
         rows = pa.RecordBatch.from_pylist([{**message.model_dump(), "time": message.time.astimezone(UTC)}], _SCHEMA)
@@ -101,13 +102,15 @@ def control_schema(plan: Plan) -> SchemaPlan:
     return value
 
 
-def _of_plan(plan: Plan, value: SchemaPlan) -> Lookup:
+def _lookup(plan: Plan, value: SchemaPlan, elsewhere: Lookup | None) -> Lookup:
     known: dict[int, AvroSchema] = {**plan.schemas, value.id: value.avro}
 
     def look_up(schema_id: int) -> AvroSchema:
-        if schema_id not in known:
+        if schema_id in known:
+            return known[schema_id]
+        if elsewhere is None:
             raise UnknownSchemaId(f"no schema has the id {schema_id} in the plan of {plan.pipeline!r}")
-        return known[schema_id]
+        return elsewhere(schema_id)
 
     return look_up
 
