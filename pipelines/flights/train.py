@@ -44,7 +44,7 @@ TREES: dict[str, object] = {
     "lambda_l2": 5.0,
     "deterministic": True,
     "force_row_wise": True,
-    "num_threads": 2,
+    "num_threads": 1,
     "seed": 2013,
     "verbosity": -1,
 }

@@ -19,6 +19,7 @@ pipeline = Pipeline(
 
 windows = pipeline.model_copy(
     update={
+        "name": "fraud_windows",
         "feature_service": "pipelines.fraud.features:card_windows",
         "model": None,
         "label": None,

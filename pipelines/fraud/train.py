@@ -151,7 +151,7 @@ def fit_mlp(x: Floats, y: Doubles) -> bytes:
 def fit_trees(x: Floats, y: Doubles) -> bytes:
     """A hundred boosted trees as ONNX."""
     settings: dict[str, Any] = {"objective": "binary", "num_leaves": 31, "min_data_in_leaf": 50, "seed": SEED}
-    settings |= {"deterministic": True, "force_row_wise": True, "num_threads": 2, "verbosity": -1}
+    settings |= {"deterministic": True, "force_row_wise": True, "num_threads": 1, "verbosity": -1}
     booster = lgb.train(settings, lgb.Dataset(x, y), 100)
     features = FloatTensorType([None, x.shape[1]])
     graph = convert_lightgbm(booster, initial_types=[("features", features)], target_opset=OPSET, zipmap=False).graph
