@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from penstock import envelope
 from penstock.plan import (
     ColumnPlan,
     EventPlan,
@@ -38,7 +39,10 @@ def plan(
 ) -> Plan:
     """A plan as the compiler writes it, as far as inference reads it."""
     event = {"type": "record", "name": "Event", "fields": [{"name": "at", "type": "long"}]}
-    features = SchemaPlan(subject=f"{pipeline}.features-value", id=9, avro=event)
+    declared = [{"name": name, "type": ["null", kind], "default": None} for name, kind in columns.items()]
+    label_key = {"name": envelope.LABEL_KEY, "type": ["null", "string"], "default": None}
+    row = {"type": "record", "name": "Features", "fields": [*envelope.FIELDS, label_key, *declared]}
+    features = SchemaPlan(subject=f"{pipeline}.features-value", id=9, avro=row)
 
     def topic(name: str, schema_id: int, schema: str, compacted: bool = False) -> TopicPlan:
         value = SchemaPlan(
@@ -62,6 +66,9 @@ def plan(
             topic("predictions", 10, "prediction"),
             topic("outcomes", 11, "outcome"),
             topic("control", 12, "control", compacted=True),
+            topic("dropped", 13, "dropped"),
+            TopicPlan(name=f"{pipeline}.dead", partitions=1),
+            TopicPlan(name=f"{pipeline}.raw", partitions=1),
             TopicPlan(name=f"{pipeline}.features", value=features, partitions=1),
         ),
         stages=(
@@ -84,6 +91,7 @@ def plan(
         monitors=MonitorPlan(
             pane_ms=1, window_ms=1, idle_ms=1, psi=1, js=1, null_rate=1, minimum_rows=1, baseline=baseline
         ),
+        schemas={9: row},
     )
 
 

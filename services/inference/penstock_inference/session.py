@@ -6,6 +6,7 @@ are made once, before the model serves; on the CPU padding is work for nothing a
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ Scores = npt.NDArray[np.float64]
 
 SMALLEST_BUCKET, LARGEST_BUCKET = 64, 65_536
 _PROBE_ROWS = 3
+_PLACE = re.compile(r"/onnxruntime_src/\S+:\d+ .*?\) (?=\S)")
 _OPTIONS: dict[str, dict[str, str]] = {
     # TF32 keeps ten bits of a weight: a GPU would then answer visibly otherwise than a CPU
     CUDA: {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"},
@@ -187,7 +189,8 @@ def _open(verified: VerifiedModel, choice: Choice, threads: int) -> tuple[Any, s
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    # what fails is raised, told once in our own log and counted; ONNX Runtime would print a paragraph for each run
+    options.log_severity_level = 4
     # batches have every length there is: a memory plan for each would only pile up
     options.enable_mem_pattern = False
     # idle threads of ONNX Runtime would otherwise burn whole cores
@@ -231,5 +234,6 @@ def _guarded(run: Callable[[], Any]) -> Any:
 
 
 def _short(error: Exception) -> str:
+    """The first line without ONNX Runtime's own source file and C++ signature."""
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return _PLACE.sub("", lines[0])[:300] if lines else type(error).__name__

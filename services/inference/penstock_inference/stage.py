@@ -107,7 +107,9 @@ class InferenceStage(Stage):
             reasons.setdefault(row, odd)
         self._count(reasons)
         if self._model.fallback is None:
-            return Result(self._outputs(batch, scores, np.flatnonzero(usable), None), rejects=reasons)
+            return Result(
+                self._outputs(batch, scores, np.flatnonzero(usable), None), rejects=dict(sorted(reasons.items()))
+            )
         scores[bad] = self._model.fallback
         return Result(self._outputs(batch, scores, None, ~usable))
 
