@@ -2,6 +2,7 @@
 transport in memory, so what a model learns from is what it will be shown, in log order and to the bit.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,8 +22,9 @@ from penstock.settings import Settings
 from penstock.transport.memory import MemoryBroker, MemoryTransport
 from penstock.worker import find_kind, make_loop
 
-STUCK = 1_000
-"""Steps without any progress after which a stage is taken to be stuck."""
+COMMIT_MS = 100
+STUCK_S = 60.0
+"""Seconds without a commit after which a stage is taken to be stuck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +61,16 @@ def training_rows(
 def _drain(plan: Plan, name: str, broker: MemoryBroker, settings: Settings) -> None:
     """Runs one stage until it has committed all that its inputs hold."""
     transport = MemoryTransport(broker, plan.group(name))
-    loop = make_loop(plan, name, settings, find_kind(name).build(plan, name), transport, Health(), 1_000)
+    loop = make_loop(plan, name, settings, find_kind(name).build(plan, name), transport, Health(), COMMIT_MS)
     topics = [source.topic for source in plan.stage(name).inputs]
     transport.subscribe(topics, loop)
     held = [Partition(topic, number) for topic in topics for number in range(len(broker.logs[topic]))]
-    before, idle = -1, 0
+    before, since = -1, time.monotonic()
     while (left := _left(transport, broker, held)) or loop.outbox:
-        idle = idle + 1 if left == before else 0
-        if idle > STUCK:
+        if left != before:
+            before, since = left, time.monotonic()
+        elif time.monotonic() - since > STUCK_S:
             raise RuntimeError(f"stage {name!r} does not read the last {left} records of {', '.join(topics)}")
-        before = left
         loop.step()
     transport.close()
 
