@@ -10,7 +10,7 @@ from typing import Literal
 
 from penstock.compiling.folder import PipelineFolder, open_folder
 from penstock.compiling.topics import chain, has_topic, stages, topics, value_schemas
-from penstock.compiling.versions import Registry, schemas_in_force
+from penstock.compiling.versions import schemas_in_force
 from penstock.feast.definitions import Definitions, read_definitions, service_hash, view_hash
 from penstock.plan import (
     EventPlan,
@@ -25,6 +25,7 @@ from penstock.plan import (
     WhenPlan,
     load_function,
 )
+from penstock.schemas.registry import Registry
 
 __all__ = ["compile_pipeline"]
 
