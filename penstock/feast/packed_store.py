@@ -142,6 +142,12 @@ def newest(rows: pa.Table, key: str) -> pa.Table:
     return rows.take(pa.array(order[last])) if len(last) < len(rows) else rows
 
 
+def features_of(view: FeatureView) -> list[Any]:
+    """The view's features without its keys, which a stream view from the registry has among them."""
+    keys = {column.name for column in view.entity_columns}
+    return [feature for feature in view.features if feature.name not in keys]
+
+
 def key_column(view: FeatureView) -> str:
     """The view's one join key. Raises ``ValueError`` where it has several: a stream is keyed by one entity."""
     if len(view.entity_columns) != 1:
@@ -178,7 +184,7 @@ def _serialized(config: RepoConfig, key: EntityKey) -> bytes:
 
 
 def _layout(view: FeatureView) -> Layout:
-    return Layout(tuple((feature.name, feature.dtype.to_value_type()) for feature in view.features))
+    return Layout(tuple((feature.name, feature.dtype.to_value_type()) for feature in features_of(view)))
 
 
 def _oldest(view: FeatureView) -> int:

@@ -33,7 +33,7 @@ with warnings.catch_warnings():  # feast's own dependencies warn at import
     from feast.data_source import DataSource
     from feast.errors import FeatureViewNotFoundException
 
-    from penstock.feast.packed_store import PackedOnlineStore, key_column, newest
+    from penstock.feast.packed_store import PackedOnlineStore, features_of, key_column, newest
 
 DEFINITIONS = (DataSource, Entity, FeatureService, FeatureView, OnDemandFeatureView, StreamFeatureView)
 
@@ -81,7 +81,7 @@ def _registered(store: Any, view: ViewPlan) -> Any:
             found = store.get_stream_feature_view(view.name)
     except FeatureViewNotFoundException:
         return None
-    return found if {a.name for a in view.aggregations} == {f.name for f in found.features} else None
+    return found if {a.name for a in view.aggregations} == {f.name for f in features_of(found)} else None
 
 
 def _apply(store: Any, plan: Plan) -> None:

@@ -1,0 +1,363 @@
+"""What the features stages and the Feast writer wrote, read back by stock Feast: online, point-in-time, after crashes.
+
+The pipeline is made on the spot in a folder of its own; the log is in memory, the stores are real files.
+"""
+
+import importlib
+import json
+import os
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from penstock_features.stage import build
+from penstock_features.writer import FeastWriter, Pace, make_writer
+
+from penstock.codec.avro import AvroEncoder
+from penstock.compiling import compile_pipeline
+from penstock.envelope import EVENT_ID, EVENT_TIME
+from penstock.health import Health
+from penstock.plan import Plan
+from penstock.settings import Settings
+from penstock.transport.memory import MemoryBroker, MemoryTransport
+from penstock.worker import make_loop
+
+FEATURES = """
+from datetime import timedelta
+from pathlib import Path
+
+from feast import Entity, FeatureService, Field, FileSource, KafkaSource, StreamFeatureView
+from feast.aggregation import Aggregation
+from feast.data_format import AvroFormat, ParquetFormat
+from feast.types import Float64, Int64, String
+from feast.value_type import ValueType
+
+HOUR = timedelta(hours=1)
+customer = Entity(name="customer", join_keys=["customer"], value_type=ValueType.STRING)
+
+
+def visits(view):
+    return KafkaSource(
+        name=f"visits_{view}", kafka_bootstrap_servers="localhost:9092", topic="NAME.events", timestamp_field="at",
+        message_format=AvroFormat(Path(__file__).with_name("event.avsc").read_text()),
+        batch_source=FileSource(
+            name=f"{view}_history", path=f"data/{view}", timestamp_field="_event_time",
+            created_timestamp_column="_created_time", file_format=ParquetFormat(),
+        ),
+    )
+
+
+spend = StreamFeatureView(
+    name="spend", entities=[customer], source=visits("spend"), mode="python", timestamp_field="at",
+    online=True, offline=True,
+    schema=[
+        Field(name="customer", dtype=String), Field(name="sum_1h", dtype=Float64), Field(name="visits_1h", dtype=Int64),
+    ],
+    aggregations=[
+        Aggregation(column="amount", function="sum", time_window=HOUR, slide_interval=HOUR / 60, name="sum_1h"),
+        Aggregation(column="amount", function="count", time_window=HOUR, slide_interval=HOUR / 60, name="visits_1h"),
+    ],
+)
+recent = StreamFeatureView(
+    name="recent", entities=[customer], source=visits("recent"), mode="python", timestamp_field="at",
+    online=True, offline=True,
+    ttl=timedelta(days=1), schema=[Field(name="customer", dtype=String), Field(name="last_1h", dtype=Float64)],
+    aggregations=[
+        Aggregation(column="amount", function="last", time_window=HOUR, slide_interval=HOUR / 60, name="last_1h"),
+    ],
+)
+spending = FeatureService(name="spending", features=[spend, recent])
+"""
+PIPELINE = """
+from datetime import timedelta
+
+from penstock.pipeline import Pipeline
+
+pipeline = Pipeline(
+    name="NAME", event_id="visit", timestamp="at", feature_service="features:spending", partitions=2,
+    lateness=timedelta(minutes=10),
+)
+"""
+EVENT = {
+    "type": "record",
+    "name": "Visit",
+    "fields": [
+        {"name": "visit", "type": "string"},
+        {"name": "customer", "type": ["null", "string"], "default": None},
+        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+        {"name": "amount", "type": "double"},
+    ],
+}
+STORE = """
+project: NAME
+provider: local
+registry: {path: registry.db, cache_mode: thread}
+online_store: {type: TYPE, path: online.db}
+offline_store: {type: file}
+entity_key_serialization_version: 3
+"""
+PENSTOCK = "penstock.feast.online_store.PenstockOnlineStore"
+START = datetime(2024, 5, 1, tzinfo=UTC)
+Visit = tuple[str | None, datetime, float]
+
+
+def ms(time: datetime) -> int:
+    return int(time.timestamp() * 1000)
+
+
+class Shop:
+    """A pipeline in a folder, its log in memory and its workers."""
+
+    def __init__(self, folder: Path, store: str) -> None:
+        self.name = f"shop{random.randrange(16**8):08x}"
+        self.folder = folder / self.name
+        self.folder.mkdir()
+        for file, text in {
+            "features.py": FEATURES,
+            "pipeline.py": PIPELINE,
+            "feature_store.yaml": STORE.replace("TYPE", store),
+            "event.avsc": json.dumps(EVENT),
+            "__init__.py": "",
+        }.items():
+            (self.folder / file).write_text(text.replace("NAME", self.name))
+        self.plan: Plan = compile_pipeline(f"{self.name}.pipeline:pipeline", lock="extend")
+        self.settings = Settings(feature_store_dir=self.folder)
+        self.broker = MemoryBroker()
+        for topic in self.plan.topics:
+            self.broker.create(topic.name, topic.partitions)
+        (stage,) = [s for s in self.plan.stages if s.kind == "features" and s.name != "features.feast"]
+        self.stage = stage.name
+        transport = MemoryTransport(self.broker, self.plan.group(stage.name))
+        self.loop = make_loop(
+            self.plan, stage.name, self.settings, build(self.plan, stage.name), transport, Health(), 20
+        )
+        transport.subscribe([f"{self.name}.events"], self.loop)
+        self.count = 0
+
+    def visit(self, visits: list[Visit]) -> None:
+        """Append events and let the features stage see them."""
+        value = self.plan.topic("events").value
+        assert value is not None
+        times = pa.array([ms(at) for _, at, _ in visits], pa.timestamp("ms"))
+        ids = [f"v{number}" for number in range(self.count, self.count + len(visits))]
+        rows = pa.RecordBatch.from_pydict(
+            {
+                EVENT_ID: ids,
+                "_origin_partition": pa.array([0] * len(visits), pa.int32()),
+                "_origin_offset": pa.array(range(self.count, self.count + len(visits)), pa.int64()),
+                EVENT_TIME: times,
+                "_ingest_time": times,
+                "visit": ids,
+                "customer": pa.array([customer for customer, _, _ in visits], pa.string()),
+                "at": times,
+                "amount": pa.array([amount for *_, amount in visits], pa.float64()),
+            }
+        )
+        self.count += len(visits)
+        for (customer, _, _), encoded in zip(visits, AvroEncoder(value.avro, value.id).encode(rows), strict=True):
+            self.broker.append(f"{self.name}.events", customer, encoded)
+        for _ in range(5):
+            self.loop.step()
+        self.loop._commit()
+
+    def writer(self, pace: Pace | None = None) -> FeastWriter:
+        transport = MemoryTransport(self.broker, self.plan.group("features.feast"))
+        return make_writer(self.plan, "features.feast", self.settings, transport, Health(), pace or Pace(poll_rows=7))
+
+    def write(self, pace: Pace | None = None) -> None:
+        """A writer's whole life: start, read everything, stop."""
+        writer = self.writer(pace)
+        step = writer.step
+
+        def until_drained() -> None:
+            step()
+            if all(
+                lane.position.offset >= len(self.broker.logs[p.topic][p.number]) for p, lane in writer._lanes.items()
+            ):
+                writer.stop()
+
+        writer.step = until_drained  # type: ignore[method-assign]
+        writer.run()
+
+    def store(self) -> Any:
+        from feast import FeatureStore
+
+        return FeatureStore(repo_path=str(self.folder))
+
+    def online(self, customers: list[str], features: list[str]) -> dict[str, list[Any]]:
+        found = self.store().get_online_features(
+            features=features, entity_rows=[{"customer": customer} for customer in customers]
+        )
+        return {name: values for name, values in found.to_dict().items() if name != "customer"}
+
+    def history(self, view: str) -> pd.DataFrame:
+        return pq.read_table(self.folder / "data" / view).to_pandas()
+
+
+@pytest.fixture
+def shops(tmp_path: Path) -> Iterator[Any]:
+    made: list[str] = []
+    sys.path.insert(0, str(tmp_path))
+
+    def make(store: str = PENSTOCK) -> Shop:
+        shop = Shop(tmp_path, store)
+        made.append(shop.name)
+        return shop
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # feast's own libraries are full of deprecated calls
+        yield make
+    sys.path.remove(str(tmp_path))
+    for name in [module for module in sys.modules if module.split(".")[0] in made]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def some_visits(n: int, seed: int = 1) -> list[Visit]:
+    chance = np.random.default_rng(seed)
+    seconds = np.sort(chance.integers(0, 4 * 3600, n))
+    return [
+        (f"c{chance.integers(5)}", START + timedelta(seconds=int(s)), float(chance.integers(1, 100))) for s in seconds
+    ]
+
+
+def expected(visits: list[Visit], row: int) -> tuple[float, int]:
+    """Sum and count of the customer's last 60 minute tiles, the row's own included."""
+    customer, at, _ = visits[row]
+    tile = ms(at) // 60_000
+    inside = [a for c, t, a in visits[: row + 1] if c == customer and tile - 60 < ms(t) // 60_000 <= tile]
+    return sum(inside), len(inside)
+
+
+@pytest.mark.parametrize("store", [PENSTOCK, "sqlite"])
+def test_stock_feast_reads_the_newest_row_of_every_entity(shops: Any, store: str) -> None:
+    shop, visits = shops(store), some_visits(80)
+    shop.visit(visits)
+    shop.write()
+    newest = {customer: row for row, (customer, _, _) in enumerate(visits)}
+    names = sorted(str(customer) for customer in newest)
+    found = shop.online([*names, "nobody"], ["spend:sum_1h", "spend:visits_1h"])
+    assert found["sum_1h"] == [expected(visits, newest[name])[0] for name in names] + [None]
+    assert found["visits_1h"] == [expected(visits, newest[name])[1] for name in names] + [None]
+
+
+def test_stock_feast_serves_the_whole_feature_service(shops: Any) -> None:
+    shop = shops()
+    shop.visit([("c1", START, 5.0), ("c1", START + timedelta(minutes=1), 2.0)])
+    shop.write()
+    store = shop.store()
+    found = store.get_online_features(store.get_feature_service("spending"), [{"customer": "c1"}]).to_dict()
+    assert found == {"customer": ["c1"], "sum_1h": [7.0], "visits_1h": [2], "last_1h": [None]}, "2024 is past the TTL"
+
+
+def test_stock_feast_joins_the_history_point_in_time(shops: Any) -> None:
+    shop, visits = shops(), some_visits(60)
+    shop.visit(visits[:25])
+    shop.write()
+    shop.visit(visits[25:])
+    shop.write()
+    asked = pd.DataFrame(
+        {
+            "customer": [customer for customer, _, _ in visits],
+            "event_timestamp": [at + timedelta(milliseconds=1) for _, at, _ in visits],
+        }
+    )
+    found = shop.store().get_historical_features(entity_df=asked, features=["spend:sum_1h", "spend:visits_1h"]).to_df()
+    found = found.sort_values(["event_timestamp", "customer"]).drop_duplicates(
+        ["event_timestamp", "customer"], keep="last"
+    )
+    last_at = {(customer, at): row for row, (customer, at, _) in enumerate(visits)}
+    assert len(found) == len(last_at)
+    for row in found.itertuples():
+        at = row.event_timestamp.to_pydatetime() - timedelta(milliseconds=1)
+        assert (row.sum_1h, row.visits_1h) == expected(visits, last_at[row.customer, at])
+
+
+def test_a_late_event_is_history_but_does_not_replace_what_is_newer(shops: Any) -> None:
+    shop = shops()
+    shop.visit([("c1", START + timedelta(minutes=30), 5.0)])
+    shop.write()
+    shop.visit([("c1", START + timedelta(minutes=25), 2.0)])
+    shop.write()
+    assert shop.online(["c1"], ["spend:sum_1h", "recent:last_1h"])["sum_1h"] == [5.0]
+    assert sorted(shop.history("spend")["sum_1h"]) == [2.0, 5.0]
+
+
+def test_an_entity_is_served_no_longer_than_the_ttl_of_its_view(shops: Any) -> None:
+    shop, now = shops(), datetime.now(UTC)
+    shop.visit([("old", now - timedelta(days=2), 1.0), ("new", now - timedelta(hours=2), 2.0)])
+    shop.write()
+    assert shop.online(["old", "new"], ["recent:last_1h"])["last_1h"] == [None, 2.0]
+    assert shop.online(["old", "new"], ["spend:sum_1h"])["sum_1h"] == [1.0, 2.0]
+
+
+def test_an_event_without_a_key_has_no_row(shops: Any) -> None:
+    shop = shops()
+    shop.visit([(None, START, 1.0), ("c1", START, 2.0)])
+    shop.write()
+    assert shop.history("spend")["customer"].tolist() == ["c1"]
+
+
+class Killed(BaseException):
+    """What stops a process no one may catch."""
+
+
+def test_history_has_each_event_once_however_often_the_writer_is_killed(
+    shops: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, visits = shops(), some_visits(120, seed=3)
+    chance, replace, killed = random.Random(5), os.replace, 0
+
+    def dying(source: Any, target: Any) -> None:
+        die = chance.random()
+        if die < 0.3:
+            raise Killed
+        replace(source, target)
+        if die > 0.7:
+            raise Killed
+
+    monkeypatch.setattr("penstock.feast.offline.os.replace", dying)
+    for start in range(0, len(visits), 15):
+        shop.visit(visits[start : start + 15])
+        try:
+            shop.write(Pace(poll_rows=4, file_rows=3))
+        except Killed:
+            killed += 1
+    monkeypatch.undo()
+    shop.write()
+    assert killed > 2
+    for view in ("spend", "recent"):
+        assert sorted(shop.history(view)["_event_id"]) == sorted(f"v{number}" for number in range(len(visits)))
+        assert not list((shop.folder / "data" / view).glob(".*")), "what a killed writer left was not cleaned"
+
+
+def test_a_locked_store_delays_its_rows_and_says_why(shops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sqlite3
+
+    shop = shops()
+    shop.write()
+    yaml = shop.folder / "feature_store.yaml"
+    yaml.write_text(yaml.read_text().replace("path: online.db", "path: online.db, busy_timeout_s: 0.01"))
+    shop.visit([("c1", START, 5.0)])
+    writer = shop.writer()
+    writer._transport.subscribe(list(writer._stores), writer)
+    other = sqlite3.connect(shop.folder / "online.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writer.step()
+    assert "locked" in str(writer._health.waiting_for)
+    other.execute("ROLLBACK")
+    other.close()
+    writer._attempts._clock = lambda: float("inf")
+    writer.step()
+    assert "online store of spend" not in writer._health.waiting_for
+    assert shop.online(["c1"], ["spend:sum_1h"])["sum_1h"] == [5.0]
+    writer._transport.close()
