@@ -1,4 +1,4 @@
-"""Partials merged into windows: each counts once however often it is delivered; windows close by event time or silence."""
+"""Partials merged into windows: each counts once however often it comes; windows close by event time or silence."""
 
 import numpy as np
 import pytest

@@ -46,9 +46,9 @@ class CommittedApp(faust.App):  # type: ignore[misc]  # the library has no types
 
 
 class SafeTable(faust.Table):  # type: ignore[misc]  # the library has no types
-    """A table of bytes by string that is written only through ``keep``."""
+    """A table of bytes by bytes that is written only through ``keep``."""
 
-    async def keep(self, changes: Iterable[tuple[str, int, bytes | None]]) -> None:
+    async def keep(self, changes: Iterable[tuple[bytes, int, bytes | None]]) -> None:
         """Write (key, partition, value; None deletes) here and to the changelog, and return when the broker has them
         all.
 

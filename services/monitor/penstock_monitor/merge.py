@@ -12,6 +12,8 @@ import signal
 import time
 from typing import Any
 
+import faust
+
 from penstock.health import Health, HealthServer
 from penstock.plan import Plan
 from penstock.settings import Settings
@@ -40,11 +42,14 @@ def main(plan: Plan, name: str, settings: Settings) -> int:
 def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
     """The Faust app of a plan's merge; must be called with an event loop running."""
     group = plan.group(name)
+    # nothing is kept there with an in-memory store, but Faust wants the folder
+    folder = settings.state_dir.absolute() / "faust" / group
+    folder.mkdir(parents=True, exist_ok=True)
     app = CommittedApp(
         group,
         **broker_of(settings),
         store="memory://",
-        datadir=str(settings.state_dir / "faust" / group),
+        datadir=str(folder),
         autodiscover=False,
         web_enabled=False,
         topic_disable_leader=True,
@@ -56,13 +61,12 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
         broker_heartbeat_interval=settings.session_timeout_ms / 4000,
         broker_commit_interval=1.0,
     )
-    raw: dict[str, Any] = {"key_serializer": "raw", "value_serializer": "raw", "key_type": bytes, "value_type": bytes}
+    raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
     profiles = app.topic(plan.topic("profiles").name, partitions=plan.partitions, allow_empty=True, **raw)
     alerts = app.topic(plan.topic("alerts").name, partitions=plan.partitions, **raw)
     table = SafeTable(
-        app, name="windows", partitions=plan.partitions, key_type=str, value_type=bytes, key_serializer="raw",
-        value_serializer="raw",
-    )  # fmt: skip
+        app, name="windows", partitions=plan.partitions, schema=faust.Schema(**raw), key_type=bytes, value_type=bytes
+    )
     merge = Merge(plan, settings, app.tables.add(table), alerts)
     health.wait("start", None)
     health.wait("recovery", "the windows are being read back")

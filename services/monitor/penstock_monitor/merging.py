@@ -79,7 +79,7 @@ class Merge:
                 await self._table.keep(_saved(due))
             gone = self.windows.forget()
             if gone:
-                await self._table.keep((window.key, _partition(window), None) for window in gone)
+                await self._table.keep((window.key.encode(), _partition(window), None) for window in gone)
 
     async def _decode(self, events: Sequence[Any]) -> list[tuple[ProfileRow, int, int]]:
         while True:
@@ -125,9 +125,9 @@ class Merge:
             log.info("alert: %s", alert.finding.message)
 
 
-def _saved(windows: Iterable[Window]) -> Iterator[tuple[str, int, bytes | None]]:
+def _saved(windows: Iterable[Window]) -> Iterator[tuple[bytes, int, bytes | None]]:
     for window in windows:
-        yield window.key, _partition(window), window.save()
+        yield window.key.encode(), _partition(window), window.save()
 
 
 def _partition(window: Window) -> int:

@@ -1,0 +1,208 @@
+"""The Faust merge on a real broker: killed at any moment, with aborted transactions between the good ones, its windows
+hold what one pass over the committed log gives.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+from confluent_kafka import Message, Producer
+
+from penstock.codec.avro import AvroDecoder, AvroEncoder
+from penstock.local.resolve import BrokerHandle
+from penstock.plan import ColumnPlan, EventPlan, ModelPlan, MonitorPlan, Plan, SchemaPlan, ServicePlan, TopicPlan
+from penstock.profiles.rows import ProfileRow, from_arrow, to_arrow
+
+ROOT = Path(__file__).parents[2]
+HOUR = 3_600_000
+DAY = 24 * HOUR
+FEATURES = [f"column{i}" for i in range(12)]
+PARTITIONS = 4
+RUN = """
+import sys
+from pathlib import Path
+from penstock.plan import Plan
+from penstock.settings import Settings
+from penstock.worker import run
+sys.exit(run(Plan.load(Path(sys.argv[1])), "monitor.merge", Settings()))
+"""
+
+
+def schema(name: str, number: int, topic: str) -> SchemaPlan:
+    avro = orjson.loads((ROOT / "schemas" / f"{name}.avsc").read_bytes())
+    return SchemaPlan(subject=f"{topic}-value", id=number, avro=avro)
+
+
+def make_plan(prefix: str) -> Plan:
+    profiles, alerts = f"{prefix}.profiles", f"{prefix}.alerts"
+    return Plan(
+        pipeline=prefix,
+        source="test:pipeline",
+        partitions=PARTITIONS,
+        lateness_ms=HOUR,
+        event=EventPlan(
+            avro={}, id=1, subject="event", event_id=None, timestamp="t", key="k", max_bytes=1000, future_ms=0
+        ),
+        label=None,
+        when=None,
+        topics=(
+            TopicPlan(name=profiles, value=schema("profile", 7, profiles), partitions=PARTITIONS),
+            TopicPlan(name=alerts, value=schema("alert", 8, alerts), partitions=PARTITIONS),
+            TopicPlan(name=f"{prefix}.predictions", partitions=PARTITIONS),
+            TopicPlan(name=f"{prefix}.outcomes", partitions=PARTITIONS),
+            TopicPlan(name=f"{prefix}.features", partitions=PARTITIONS),
+        ),
+        stages=(),
+        views=(),
+        on_demand=(),
+        service=ServicePlan(
+            name="s", columns=tuple(ColumnPlan(name=name, type=["null", "double"]) for name in FEATURES), hash="h"
+        ),
+        model=ModelPlan(name="m", task="binary", threshold=0.5, fallback=None),
+        monitors=MonitorPlan(
+            pane_ms=HOUR, window_ms=DAY, idle_ms=1500, psi=0.2, js=0.1, null_rate=0.05, minimum_rows=100, baseline=None
+        ),
+        schemas={7: schema("profile", 7, profiles).avro, 8: schema("alert", 8, alerts).avro},
+    )
+
+
+def partials(rng: np.random.Generator, hour: int) -> list[ProfileRow]:
+    """What a commit of a monitor may hold: two panes of every feature."""
+    rows = []
+    for feature in FEATURES:
+        for pane in (hour, hour + 1):
+            bins = rng.integers(0, 50, 16)
+            n = int(bins.sum())
+            rows.append(
+                ProfileRow(
+                    feature, "numeric", pane * HOUR, HOUR, model="m", rows=n + 3, nulls=3, bins=bins, n=n,
+                    mean=float(rng.normal()), m2=float(n), min=-1.0, max=1.0,
+                )
+            )  # fmt: skip
+    return rows
+
+
+@contextmanager
+def merge_worker(plan: Path, broker: BrokerHandle, state: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    env = {
+        **os.environ,
+        "PENSTOCK_BOOTSTRAP_SERVERS": broker.bootstrap,
+        "PENSTOCK_STATE_DIR": str(state),
+        "PENSTOCK_MODELS_URL": str(state / "models"),
+    }
+    with log.open("ab") as err:
+        process = subprocess.Popen([sys.executable, "-c", RUN, str(plan)], env=env, stderr=err, cwd=state)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def windows_of(changelog: list[Message]) -> dict[str, dict]:
+    """The table as its changelog has it: the last value of every key."""
+    last = {message.key(): message.value() for message in changelog}
+    return {key.decode(): orjson.loads(value) for key, value in last.items() if value is not None}
+
+
+def recount(messages: list[Message], plan: Plan) -> dict[str, Counter]:
+    """One pass over the committed log."""
+    value = plan.topic("profiles").value
+    assert value is not None
+    decoded = AvroDecoder(value.avro, plan.schemas.__getitem__).decode([message.value() for message in messages])
+    assert not decoded.bad
+    counts: dict[str, Counter] = {}
+    for row in from_arrow(decoded.rows):
+        of = counts.setdefault(f"{row.model}|{row.version}|{row.feature}||{row.pane // DAY * DAY}", Counter())
+        of.update(rows=row.rows, nulls=row.nulls, n=row.n)
+        of.update(dict(enumerate(row.bins.tolist())))
+    return counts
+
+
+def counts_of(windows: dict[str, dict]) -> dict[str, Counter]:
+    return {
+        key: Counter({"rows": w["rows"], "nulls": w["nulls"], "n": w["n"], **dict(enumerate(w["bins"]))})
+        for key, w in windows.items()
+    }
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(180)
+def test_a_killed_merge_counts_every_committed_partial_once(
+    broker: BrokerHandle, kafka_topic_prefix: str, topic_factory, read_committed, tmp_path: Path
+) -> None:
+    plan = make_plan(kafka_topic_prefix)
+    topic = topic_factory("profiles", PARTITIONS)
+    topic_factory("alerts", PARTITIONS)
+    path, log = tmp_path / "plan.json", tmp_path / "merge.log"
+    plan.save(path)
+    value = plan.topic("profiles").value
+    assert value is not None
+    encoder = AvroEncoder(value.avro, value.id)
+    producer = Producer(
+        {
+            "bootstrap.servers": broker.bootstrap,
+            "transactional.id": f"{kafka_topic_prefix}.monitor",
+            "partitioner": "murmur2_random",
+            "linger.ms": 5,
+        }
+    )
+    producer.init_transactions(30)
+    rng, dice = np.random.default_rng(1), random.Random(1)
+
+    def transact(seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            rows = partials(rng, hour=dice.randrange(24 * 5))
+            producer.begin_transaction()
+            for row, bytes_ in zip(rows, encoder.encode(to_arrow(rows)), strict=True):
+                producer.produce(topic, bytes_, row.key)
+            producer.flush(10)
+            if dice.random() < 0.3:
+                producer.abort_transaction(10)
+            else:
+                producer.commit_transaction(10)
+            time.sleep(0.03)
+
+    transact(1)
+    for life in range(1, 4):
+        with merge_worker(path, broker, tmp_path, log) as process:
+            deadline = time.monotonic() + 40
+            while log.read_text().count("windows read back") < life:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()[-4000:]
+                transact(0.2)
+            transact(1 + 3 * dice.random())
+            assert process.poll() is None, log.read_text()
+            process.kill()
+    changelog = f"{kafka_topic_prefix}.monitor.merge-windows-changelog"
+    expected = recount(read_committed(topic), plan)
+    with merge_worker(path, broker, tmp_path, log) as process:
+        deadline = time.monotonic() + 60
+        while counts_of(windows := windows_of(read_committed(changelog))) != expected or any(
+            window["judged"] < 0 for window in windows.values()
+        ):
+            assert time.monotonic() < deadline, difference(windows, expected) + log.read_text()[-4000:]
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert len(expected) == len(FEATURES) * 5 or len(expected) == len(FEATURES) * 6
+
+
+def difference(windows: dict[str, dict], expected: dict[str, Counter]) -> str:
+    got = counts_of(windows)
+    wrong = [key for key in expected if got.get(key) != expected[key]]
+    rows = {key: (got.get(key, {}).get("rows"), expected[key]["rows"]) for key in wrong[:5]}
+    return f"{len(wrong)} of {len(expected)} windows are wrong, such as {rows} (got, expected)\n"
