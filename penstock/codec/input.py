@@ -14,14 +14,18 @@ _JSON = np.isin(np.arange(256), list(b"{ \t\r\n"))
 
 
 class InputDecoder:
-    """Decodes each value by its kind and restores the order; both decoders must have the same reader's schema."""
+    """Decodes each value by its kind and restores the order; both decoders must have the same reader's schema.
 
-    def __init__(self, avro: AvroDecoder, json: JsonDecoder) -> None:
+    ``max_bytes``: longer values are not looked into; None leaves it to the decoders.
+    """
+
+    def __init__(self, avro: AvroDecoder, json: JsonDecoder, max_bytes: int | None = None) -> None:
         if avro.columns != json.columns:
             raise ValueError("the Avro and the JSON decoder must be made of one reader schema.")
         self.columns: pa.Schema = avro.columns
         self._avro = avro
         self._json = json
+        self._max_bytes = max_bytes
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """The good rows in order, and the bad ones with their reasons. ``TransientLookupError`` passes through."""
@@ -30,12 +34,16 @@ class InputDecoder:
         is_json = _JSON[first] & (first >= 0)
         # nothing at all says nothing about its kind: the Avro decoder calls it empty
         is_avro = (first == frame.MAGIC) | (first < 0)
-        if is_avro.all():
+        bad = self._too_large(values)
+        if bad:
+            is_avro[list(bad)] = is_json[list(bad)] = False
+        elif is_avro.all():
             return self._avro.decode(values)
-        if is_json.all():
+        elif is_json.all():
             return self._json.decode(values)
-        bad: dict[int, BadRow] = {}
         for i in np.flatnonzero(~(is_avro | is_json)).tolist():
+            if i in bad:
+                continue
             bad[i] = BadRow("bad magic", f"the first byte is {first[i]}; Avro begins with 0 and JSON with {{.")
         parts = []
         for mine, decode in ((is_avro, self._avro.decode), (is_json, self._json.decode)):
@@ -45,6 +53,18 @@ class InputDecoder:
                 parts.append((decoded.rows, rows[decoded.index]))
                 bad.update({int(rows[i]): why for i, why in decoded.bad.items()})
         return in_order(parts, self.columns, bad)
+
+    def _too_large(self, values: list[bytes | None]) -> dict[int, BadRow]:
+        limit = self._max_bytes
+        if limit is None or max(map(len, filter(None, values)), default=0) <= limit:
+            return {}
+        return {
+            i: BadRow(
+                "too large", f"{len(value)} bytes, and the limit is {limit}. Send less, or raise max_event_bytes."
+            )
+            for i, value in enumerate(values)
+            if value and len(value) > limit
+        }
 
 
 def _first_bytes(values: list[bytes | None]) -> np.ndarray[tuple[int], np.dtype[np.int16]]:

@@ -53,9 +53,7 @@ def _types(names: Any, depth: int) -> st.SearchStrategy[Any]:
     if depth == 0:
         return simple
     inner = _types(names, depth - 1)
-    union = st.lists(
-        st.sampled_from(["boolean", "long", "string", "null"]), min_size=3, max_size=4, unique=True
-    )
+    union = st.lists(st.sampled_from(["boolean", "long", "string", "null"]), min_size=3, max_size=4, unique=True)
     return st.one_of(
         simple,
         union,

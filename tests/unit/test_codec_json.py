@@ -188,3 +188,14 @@ def test_decoders_of_two_schemas_do_not_make_an_input() -> None:
 def test_the_schema_of_the_columns_says_what_may_be_null() -> None:
     assert [f.name for f in JsonDecoder(CARD).columns if f.nullable] == ["small", "raw", "place"]
     assert JsonDecoder(CARD).columns.field("ts").type == pa.timestamp("ms")
+
+
+def test_a_value_over_the_limit_is_not_looked_into() -> None:
+    json_decoder = JsonDecoder(CARD)
+    limited = InputDecoder(AvroDecoder(CARD, lambda _: CARD), json_decoder, max_bytes=100)
+    small, large = encoded(GOOD, {**GOOD, "id": "x" * 200})
+
+    decoded = limited.decode([small, large, b"\0" * 101, small])
+
+    assert decoded.index.tolist() == [0, 3]
+    assert {i: b.reason for i, b in decoded.bad.items()} == {1: "too large", 2: "too large"}

@@ -53,7 +53,9 @@ def evolved(draw: st.DrawFn, schema: Any, optional: bool = True) -> Any:
         {"name": "maybe", "type": ["null", "string"], "default": None},
         {"name": "listed", "type": {"type": "array", "items": "string"}, "default": ["a"]},
     ]
-    fields += draw(st.lists(st.sampled_from(added), min_size=0 if fields else 1, max_size=2, unique_by=lambda f: f["name"]))
+    fields += draw(
+        st.lists(st.sampled_from(added), min_size=0 if fields else 1, max_size=2, unique_by=lambda f: f["name"])
+    )
     return {**schema, "fields": draw(st.permutations(fields))}
 
 
@@ -156,7 +158,11 @@ def test_only_the_rows_that_need_it_are_unresolvable() -> None:
 
 
 def test_a_null_record_hides_what_its_slot_holds() -> None:
-    inner = {"type": "record", "name": "I", "fields": [{"name": "e", "type": {"type": "enum", "name": "E", "symbols": ["A", "B"]}}]}
+    inner = {
+        "type": "record",
+        "name": "I",
+        "fields": [{"name": "e", "type": {"type": "enum", "name": "E", "symbols": ["A", "B"]}}],
+    }
     smaller = copy.deepcopy(inner)
     smaller["fields"][0]["type"]["symbols"] = ["B"]
 
