@@ -75,7 +75,7 @@ class _Lane:
     paused: bool = False
     rows: int = 0
     next_offset: int = 0
-    heard: float = 0.0
+    waited_since: float | None = None
     queue: deque[_Segment] = field(default_factory=deque)
 
     @property
@@ -195,7 +195,7 @@ class Intake:
             watermark[rows] = order[:-1]
             lane.watermark = int(order[-1])
             last = int(records.offset[np.flatnonzero(records.partition == number)[-1]])
-            lane.next_offset, lane.at_end, lane.heard = last + 1, False, now
+            lane.next_offset, lane.at_end = last + 1, False
             bad = [(i, row) for i, row in decoded.bad.items() if records.partition[i] == number] if decoded.bad else []
             segments[where] = _Segment(records, batch, index, rows, order[1:], bad, Position(last + 1, lane.watermark))
         return segments
@@ -218,7 +218,14 @@ class Intake:
                 yield work
 
     def _merge(self, topic: str, lanes: dict[Partition, _Lane], now: float) -> Work | None:
-        if not any(lane.queue for lane in lanes.values()):
+        held_up = any(lane.queue for lane in lanes.values())
+        for lane in lanes.values():
+            # since others first wait for it, not since its last row: a long step or a slow start is no silence
+            if lane.queue or not held_up:
+                lane.waited_since = None
+            elif lane.waited_since is None:
+                lane.waited_since = now
+        if not held_up:
             return None
         heads, waiting = [], []
         for lane in lanes.values():
@@ -230,7 +237,8 @@ class Intake:
                 if left == 0:
                     break
             heads.append(np.concatenate(taken) if taken else np.empty(0, np.int64))
-            more = left == 0 or not (lane.at_end or lane.replaying or now - lane.heard > self._patience_s)
+            silent = lane.waited_since is not None and now - lane.waited_since > self._patience_s
+            more = left == 0 or not (lane.at_end or lane.replaying or silent)
             waiting.append(more)
         order = merge_order(heads, waiting)[: self._max_rows]
         limit = self.hold_after.get(topic)
