@@ -1,6 +1,5 @@
 """Categories counted by the reference's list; those that it never saw are counted apart, and some of them named."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,8 @@ import pyarrow as pa
 
 from penstock.profiles.panes import Slots, grown
 from penstock.profiles.reference import ColumnProfile
+from penstock.profiles.rows import NAMES, top_names
 from penstock.windows.keys import KeyIndex
-
-NAMES = 20
-"""Unseen categories that are named in a partial; the others are only counted."""
 
 _KEPT_KEYS = 1 << 16
 
@@ -92,14 +89,6 @@ class Categories:
                 seen[name] = seen.get(name, 0) + count
             if len(seen) > 4 * NAMES:
                 self._names[slot] = top_names(seen.items())
-
-
-def top_names(counted: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """The most frequent names with their counts added up; of equal ones, the first by name."""
-    total: dict[str, int] = {}
-    for name, count in counted:
-        total[name] = total.get(name, 0) + count
-    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))[:NAMES])
 
 
 def _validity(values: "pa.Array") -> npt.NDArray[np.bool_]:

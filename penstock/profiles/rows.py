@@ -3,7 +3,7 @@ be added to that of another row (see ``schemas/profile.avsc``). A monitor writes
 so here a row may be a Python object.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -16,6 +16,8 @@ CONFIDENCE = "_confidence"
 CLASS = "_class"
 OUTCOME = "_outcome"
 SCORE_BINS = 1000
+NAMES = 20
+"""Unseen categories that are named in a partial; the others are only counted."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -110,6 +112,14 @@ def from_arrow(batch: "pa.RecordBatch") -> list[ProfileRow]:
     for name in _LISTS - {"name_counts"}:
         lists[name] = [np.asarray(counts, np.int64) for counts in lists[name]]
     return [ProfileRow(**dict(zip(lists, values, strict=True))) for values in zip(*lists.values(), strict=True)]
+
+
+def top_names(counted: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The most frequent names with their counts added up; of equal ones, the first by name."""
+    total: dict[str, int] = {}
+    for name, count in counted:
+        total[name] = total.get(name, 0) + count
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))[:NAMES])
 
 
 def _column(rows: Sequence[ProfileRow], name: str, kind: "pa.DataType") -> "pa.Array":

@@ -33,6 +33,22 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # the library has no ty
     def _new_consumer_thread(self) -> Any:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
 
+    def _new_offset(self, tp: Any) -> int | None:
+        """Where to commit: past the newest acknowledged record.
+
+        Faust looks for the end of an unbroken run of offsets, and stays for ever before the first markers or aborted
+        rows that it met at a start. Here one agent takes each partition's records in order and acknowledges them in
+        order, so none is left behind the newest.
+        """
+        acked = self._acked[tp]
+        if not acked:
+            return None
+        newest = max(acked)
+        acked.clear()
+        self._acked_index[tp].clear()
+        self._gap.pop(tp, None)
+        return int(newest) + 1
+
 
 class _Transport(driver.Transport):  # type: ignore[misc]  # the library has no types
     Consumer = _Consumer

@@ -29,6 +29,8 @@ CLOSE_EVERY_S = 1.0
 
 def main(plan: Plan, name: str, settings: Settings) -> int:
     """Runs until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 it cannot go on."""
+    for chatty in ("faust", "mode", "aiokafka", CommittedApp.__module__):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     health = Health()
     server = HealthServer(health, settings.metrics_host, settings.metrics_port)
     log.info("metrics and health on port %d", server.port, extra={"port": server.port})
@@ -71,7 +73,7 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
     health.wait("start", None)
     health.wait("recovery", "the windows are being read back")
 
-    def recovered() -> None:
+    async def recovered() -> None:
         merge.recovered()
         health.wait("recovery", None)
 

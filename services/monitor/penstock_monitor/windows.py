@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 import numpy as np
 import orjson
 
-from penstock.profiles.categories import top_names
-from penstock.profiles.rows import OUTCOME, Counts, ProfileRow
+from penstock.profiles.rows import OUTCOME, Counts, ProfileRow, top_names
 
 KEPT_WINDOWS = 1000
 """Windows kept per measure behind the newest; what arrives for older ones is counted as too late and left out."""
