@@ -36,6 +36,9 @@ TRAINED_ON = 0.75
 """Share of the events, the earlier ones, that the model learns from; it is judged on the rest."""
 
 HIDDEN = (32, 16)
+BATCH, STEPS = 512, 2_000
+"""Of the network's training: the steps are the same however few the rows."""
+
 OPSET = 15
 
 Family = Literal["mlp", "trees"]
@@ -116,9 +119,12 @@ def fit_mlp(x: Floats, y: Doubles) -> bytes:
     """A network of two hidden layers as ONNX: null as 0, log(1 + x), standardised, ReLU, a sigmoid at the end."""
     scaled = np.log1p(np.maximum(np.nan_to_num(x, nan=0.0), 0.0))
     mean, std = scaled.mean(0), scaled.std(0) + 1e-6
-    network = MLPClassifier(HIDDEN, batch_size=512, max_iter=12, random_state=SEED, tol=0.0, n_iter_no_change=100)
+    passes = -(-STEPS * BATCH // len(x))
+    network = MLPClassifier(
+        HIDDEN, batch_size=BATCH, max_iter=passes, random_state=SEED, tol=0.0, n_iter_no_change=passes
+    )
     with warnings.catch_warnings():
-        # twelve passes are enough, and more is what it would like
+        # the steps are enough, and more is what it would like
         warnings.simplefilter("ignore", ConvergenceWarning)
         network.fit((scaled - mean) / std, y.astype(np.int64))
     constants = {
