@@ -7,9 +7,11 @@ import importlib
 import json
 import os
 import random
+import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 from penstock_features.stage import build
 from penstock_features.writer import FeastWriter, Pace, make_writer
 
@@ -26,6 +30,7 @@ from penstock.codec.avro import AvroEncoder
 from penstock.compiling import compile_pipeline
 from penstock.envelope import EVENT_ID, EVENT_TIME
 from penstock.health import Health
+from penstock.local.resolve import BrokerHandle
 from penstock.plan import Plan
 from penstock.settings import Settings
 from penstock.transport.memory import MemoryBroker, MemoryTransport
@@ -361,3 +366,95 @@ def test_a_locked_store_delays_its_rows_and_says_why(shops: Any, monkeypatch: py
     assert "online store of spend" not in writer._health.waiting_for
     assert shop.online(["c1"], ["spend:sum_1h"])["sum_1h"] == [5.0]
     writer._transport.close()
+
+
+WRITER = """
+import functools, sys
+from pathlib import Path
+import penstock_features.writer as writer
+from penstock.plan import Plan
+from penstock.settings import Settings
+from penstock.worker import run
+
+# files small enough for a kill to fall between two of them
+writer.Pace = functools.partial(writer.Pace, file_rows=400, poll_rows=300)
+sys.exit(run(Plan.load(Path(sys.argv[1])), "features.feast", Settings()))
+"""
+
+
+def start_writer(shop: Shop, bootstrap: str) -> "subprocess.Popen[str]":
+    plan = shop.folder / "plan.json"
+    shop.plan.save(plan)
+    environment = os.environ | {
+        "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
+        "PENSTOCK_FEATURE_STORE_DIR": str(shop.folder),
+        "PENSTOCK_STATE_DIR": str(shop.folder / "state"),
+        "PENSTOCK_SESSION_TIMEOUT_MS": "6000",
+        "PYTHONPATH": str(shop.folder.parent),
+    }
+    command = [sys.executable, "-W", "ignore", "-c", WRITER, str(plan)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(what: str, condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come true in {seconds} s"
+        time.sleep(0.1)
+
+
+def lag(bootstrap: str, group: str, topics: list[NewTopic]) -> int:
+    """Rows between what the group committed and the ends of the topics."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group})
+    try:
+        every = [TopicPartition(topic.topic, number) for topic in topics for number in range(topic.num_partitions)]
+        done = {(p.topic, p.partition): max(0, p.offset) for p in consumer.committed(every, timeout=30)}
+        ends = {(p.topic, p.partition): consumer.get_watermark_offsets(p, timeout=30)[1] for p in every}
+        return sum(ends.values()) - sum(done.values())
+    finally:
+        consumer.close()
+
+
+@pytest.mark.kafka
+def test_kill_9_of_the_real_writer_leaves_each_row_once(shops: Any, broker: BrokerHandle) -> None:
+    shop, visits = shops(), some_visits(3000, seed=9)
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    views = ["spend", "recent"]
+    topics = [NewTopic(f"{shop.name}.view.{view}", 2, 1) for view in views]
+    for made in admin.create_topics(topics).values():
+        made.result(30)
+    shop.visit(visits)  # through the real stage in memory; its output is what goes to the real topics
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "partitioner": "murmur2_random"})
+
+    def produce(first: int, last: int) -> None:
+        for view in views:
+            for number, log in enumerate(shop.broker.logs[f"{shop.name}.view.{view}"]):
+                for row in [row for row in log if row is not None][first:last]:
+                    producer.produce(f"{shop.name}.view.{view}", row.value, row.key, number)
+        producer.flush()
+
+    def files() -> int:
+        return len(list((shop.folder / "data").glob("*/*.parquet")))
+
+    produce(0, 900)
+    killed = start_writer(shop, broker.bootstrap)
+    try:
+        wait_until("the first file", lambda: files() > 0)
+        killed.kill()
+        killed.communicate()
+        produce(900, 3000)
+        writer = start_writer(shop, broker.bootstrap)
+        newest = max(range(len(visits)), key=lambda row: (visits[row][1], row))
+        name, want = str(visits[newest][0]), expected(visits, newest)
+        wait_until("no lag", lambda: not lag(broker.bootstrap, shop.plan.group("features.feast"), topics))
+        writer.terminate()
+        _, said = writer.communicate(timeout=60)
+        assert writer.returncode == 0, said
+    finally:
+        for process in (killed, *([writer] if "writer" in locals() else [])):
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+    for view in views:
+        assert sorted(shop.history(view)["_event_id"]) == sorted(f"v{number}" for number in range(len(visits)))
+    assert shop.online([name], ["spend:sum_1h", "spend:visits_1h"]) == {"sum_1h": [want[0]], "visits_1h": [want[1]]}
