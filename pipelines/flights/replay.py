@@ -223,6 +223,8 @@ def produce(
             "linger.ms": 5,
             "compression.type": "lz4",
             "message.max.bytes": 2_000_000,
+            # a topic that is not there is an error of seconds, not of half a minute
+            "topic.metadata.propagation.max.ms": 3_000,
             "delivery.report.only.error": True,
             "on_delivery": lambda error, message: refused.append((error, message)),
         }

@@ -123,8 +123,9 @@ def _send(producer: Producer, topic: str, keys: list[str], values: list[bytes]) 
 
 def _make(kafka: Mapping[str, str], topic: str, partitions: int) -> None:
     new = NewTopic(topic, partitions, 1, config={"message.timestamp.type": "LogAppendTime"})
+    admin = AdminClient(dict(kafka))
     try:
-        AdminClient(dict(kafka)).create_topics([new])[topic].result()
+        admin.create_topics([new])[topic].result()
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise
