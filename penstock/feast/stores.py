@@ -67,10 +67,18 @@ def open_stores(plan: Plan, settings: Settings) -> list[ViewStores]:
             "Write one, or set PENSTOCK_FEATURE_STORE_DIR to the folder that holds it"
         )
     store = FeatureStore(repo_path=str(folder))
+    _make_folders(store, folder)
     planned = [view for view in plan.views if view.topic is not None]
     if any(_registered(store, view) is None for view in planned):
         _apply(store, plan)
     return [_view_stores(store, view, folder) for view in planned]
+
+
+def _make_folders(store: Any, folder: Path) -> None:
+    """The folders of local files that Feast writes; it makes no parents itself."""
+    for path in (store.config.registry.path, getattr(store.config.online_store, "path", None)):
+        if path and "://" not in str(path):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _registered(store: Any, view: ViewPlan) -> Any:
