@@ -1,7 +1,7 @@
 """The Arrow types of Avro schemas, and Avro schemas for Arrow types.
 
-``decimal`` stays its bytes and time-of-day its number: no column changes its content on the way. Timestamps have no zone: they are UTC
-(or local, where the schema says so).
+``decimal`` stays its bytes and time-of-day its number: no column changes its content on the way. Timestamps have no
+zone: they are UTC (or local, where the schema says so).
 """
 
 from collections.abc import Mapping

@@ -9,7 +9,9 @@ import pyarrow as pa
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """``reason``: a short stable phrase that can be counted; ``message``: for people; ``schema_id`` where the frame names one."""
+    """``reason``: a short stable phrase that can be counted; ``message``: for people; ``schema_id`` where the frame
+    names one.
+    """
 
     reason: str
     message: str
@@ -18,7 +20,8 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """``rows``: the good rows in original order; ``index``: int32[rows], their positions in the input; ``bad``: position → why.
+    """``rows``: the good rows in original order; ``index``: int32[rows], their positions in the input; ``bad``:
+    position → why.
 
     Every input position is in exactly one of ``index`` and ``bad``.
     """

@@ -22,7 +22,9 @@ _RANGE = {"int": 31, "long": 63}
 
 
 def default_column(shape: Shape, default: Any, n: int) -> pa.Array:
-    """``default`` (JSON, as it stands in the schema) n times. Raises ``UnsupportedSchema`` where it is none of ``shape``."""
+    """``default`` (JSON, as it stands in the schema) n times. Raises ``UnsupportedSchema`` where it is none of
+    ``shape``.
+    """
     if isinstance(shape, Union) and shape.optional is None:
         return _of_union(shape, default, n)
     return pa.repeat(pa.scalar(default_value(shape, default), arrow_type(shape)), n)
@@ -33,16 +35,8 @@ def default_value(shape: Shape, default: Any) -> Any:
     match shape:
         case Primitive("null") if default is None:
             return None
-        case Primitive(kind) if isinstance(default, _KINDS.get(kind, ())) and (
-            kind == "boolean" or not isinstance(default, bool)
-        ):
-            if kind == "bytes":
-                return default.encode("latin-1")
-            if kind in _RANGE and not -(1 << _RANGE[kind]) <= default < 1 << _RANGE[kind]:
-                raise UnsupportedSchema(f"default {default} is out of the range of {kind}.")
-            value = float(default) if kind in ("float", "double") else default
-            kind_ = arrow_type(shape)
-            return value if kind_ in (pa.int32(), pa.int64()) or kind not in _RANGE else _moment(value, kind, kind_)
+        case Primitive(kind) if _is_a(kind, default):
+            return _of_primitive(shape, default)
         case Enum(_, symbols) if default in symbols:
             return default
         case Array(items) if isinstance(default, list):
@@ -55,6 +49,24 @@ def default_value(shape: Shape, default: Any) -> Any:
             # the first branch in Avro 1.11, any that fits since 1.12
             return default_value(_branch(shape, default)[1], default)
     raise UnsupportedSchema(f"default {default!r} is no {describe(shape)}.")
+
+
+def _is_a(kind: str, default: Any) -> bool:
+    return isinstance(default, _KINDS.get(kind, ())) and (kind == "boolean" or not isinstance(default, bool))
+
+
+def _of_primitive(shape: Primitive, default: Any) -> Any:
+    kind = shape.kind
+    if kind == "bytes":
+        return default.encode("latin-1")
+    if kind in ("float", "double"):
+        return float(default)
+    if kind in _RANGE:
+        if not -(1 << _RANGE[kind]) <= default < 1 << _RANGE[kind]:
+            raise UnsupportedSchema(f"default {default} is out of the range of {kind}.")
+        if shape.logical is not None:
+            return _moment(default, kind, arrow_type(shape))
+    return default
 
 
 def _moment(value: int, kind: str, to: pa.DataType) -> Any:

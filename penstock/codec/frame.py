@@ -1,7 +1,7 @@
 """The Confluent frame before every Avro value: a zero byte and the schema id, 4 bytes, big-endian.
 
-The frame is checked on the columns of a batch. pyruhvro reads it as two leading Avro fields (an ``int`` and a ``float``), but an
-overlong varint passes there as magic 0, so the raw first byte is looked at here.
+The frame is checked on the columns of a batch. pyruhvro reads it as two leading Avro fields (an ``int`` and a
+``float``), but an overlong varint passes there as magic 0, so the raw first byte is looked at here.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,9 @@ def columns(schema_id: int, n: int) -> list[pa.Array]:
 
 @dataclass(frozen=True, slots=True)
 class Payloads:
-    """The values of a batch end to end: ``data``: uint8[total]; ``offsets``: int64[n + 1] into it; a None has no bytes."""
+    """The values of a batch end to end: ``data``: uint8[total]; ``offsets``: int64[n + 1] into it; a None has no
+    bytes.
+    """
 
     data: npt.NDArray[np.uint8]
     offsets: npt.NDArray[np.int64]

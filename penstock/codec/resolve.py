@@ -1,19 +1,20 @@
-"""Schema resolution on columns: what was written with one schema, as the reader's schema wants it (Avro 1.12, "Schema Resolution").
+"""Schema resolution on columns: what was written with one schema, as the reader's schema wants it (Avro 1.12, "Schema
+Resolution").
 
-What can be said of the schemas alone is said once, by ``resolve``: it raises, or gives a chain of column conversions. What depends on the
-values (a null for a reader that takes none, an enum symbol that the reader lacks) is a fault of single rows. Names of records and enums matter only
-where they tell the branches of a union apart.
+What can be said of the schemas alone is said once, by ``resolve``: it raises, or gives a chain of column conversions.
+What depends on the values (a null for a reader that takes none, an enum symbol that the reader lacks) is a fault of
+single rows. Names of records and enums matter only where they tell the branches of a union apart.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock.codec.arrow import arrow_field, arrow_schema, arrow_type, branch_name
+from penstock.codec.convert import Convert, Faults, Unresolvable, add_faults
 from penstock.codec.defaults import default_column
 from penstock.codec.shapes import (
     MISSING,
@@ -28,10 +29,7 @@ from penstock.codec.shapes import (
     UnsupportedSchema,
     describe,
 )
-
-Faults = dict[int, str]
-Convert = Callable[[pa.Array, Faults], pa.Array]
-"""A column of the writer's type to the reader's; adds row → message for rows that cannot be."""
+from penstock.codec.unions import union_converter
 
 _PROMOTIONS = {
     "int": ("long", "float", "double"),
@@ -40,10 +38,6 @@ _PROMOTIONS = {
     "string": ("bytes",),
     "bytes": ("string",),
 }
-
-
-class Unresolvable(ValueError):
-    """No value of the writer's schema can be read with the reader's; the message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +60,9 @@ class Resolution:
 
 
 def resolve(writer: Record, reader: Record) -> Resolution | None:
-    """How rows written with ``writer`` are read with ``reader``; None where they are the same. Raises ``Unresolvable``."""
+    """How rows written with ``writer`` are read with ``reader``; None where they are the same. Raises
+    ``Unresolvable``.
+    """
     if _same(writer, reader):
         return None
     converts = []
@@ -139,7 +135,7 @@ def _converter(writer: Shape, reader: Shape, path: str) -> Convert:
         return _as_is
     match writer, reader:
         case (Union(), _) | (_, Union()):
-            return _union(writer, reader, path)
+            return union_converter(writer, reader, path, _converter)
         case Primitive(), Primitive():
             return _primitive(writer, reader, path)
         case Enum(), Enum():
@@ -157,7 +153,7 @@ def _primitive(writer: Primitive, reader: Primitive, path: str) -> Convert:
     have, want = arrow_type(writer), arrow_type(reader)
     if writer.kind == reader.kind:
         plain = arrow_type(Primitive(reader.kind))
-        if have != plain and want != plain:
+        if plain not in (have, want):
             raise Unresolvable(
                 f"field {path!r}: {describe(writer)} read as {describe(reader)} would change its meaning."
             )
@@ -222,17 +218,10 @@ def _record(writer: Record, reader: Record, path: str) -> Convert:
             step[1](array.field(step[0]), inside) if isinstance(step, tuple) else step.take(zeros) for step in steps
         ]
         null = array.is_null()
-        _add(faults, inside, ~null.to_numpy(zero_copy_only=False))
+        add_faults(faults, inside, ~null.to_numpy(zero_copy_only=False))
         return pa.StructArray.from_arrays(parts, fields=fields, mask=null)
 
     return convert
-
-
-def _add(faults: Faults, inside: Faults, matters: npt.NDArray[np.bool_]) -> None:
-    # where the outer value is null or another branch, what stands inside means nothing
-    for i, message in inside.items():
-        if matters[i]:
-            faults.setdefault(i, message)
 
 
 def _array(convert: Convert, reader: Array) -> Convert:
@@ -275,80 +264,3 @@ def _inside(array: pa.Array, values: pa.Array, convert: Convert, faults: Faults)
         for owner, message in zip(owners.tolist(), inside.values(), strict=True):
             faults.setdefault(owner, message)
     return out
-
-
-def _union(writer: Shape, reader: Shape, path: str) -> Convert:
-    from_ = writer.branches if isinstance(writer, Union) else (writer,)
-    to = reader.branches if isinstance(reader, Union) else (reader,)
-    chosen: list[tuple[int, Convert] | str] = [_choose(branch, to, path) for branch in from_]
-    if all(isinstance(choice, str) for choice in chosen):
-        raise Unresolvable(str(chosen[0]))
-    kinds = [arrow_type(branch) for branch in to]
-    names = [branch_name(branch) for branch in to]
-
-    def convert(array: pa.Array, faults: Faults) -> pa.Array:
-        n = len(array)
-        codes, parts = _branches(writer, array)
-        out_codes = np.zeros(n, np.int8)
-        out: list[pa.Array | None] = [None] * len(to)
-        for i, (choice, part) in enumerate(zip(chosen, parts, strict=True)):
-            mine = codes == i
-            if isinstance(choice, str):
-                faults.update({row: choice for row in np.flatnonzero(mine).tolist() if row not in faults})
-                continue
-            at, step = choice
-            inside: Faults = {}
-            column = step(part, inside)
-            _add(faults, inside, mine)
-            out_codes[mine] = at
-            before = out[at]
-            out[at] = column if before is None else pc.if_else(pa.array(mine), column, before)
-        whole = [pa.nulls(n, kind) if a is None else a for a, kind in zip(out, kinds, strict=True)]
-        return _joined(reader, out_codes, whole, names)
-
-    return convert
-
-
-def _choose(branch: Shape, to: tuple[Shape, ...], path: str) -> tuple[int, Convert] | str:
-    """Where a branch of the writer goes: the branch of its own name, else the first that takes it; else why none does."""
-    why = ""
-    order = sorted(range(len(to)), key=lambda i: branch_name(to[i]) != branch_name(branch))
-    for i in order:
-        if len(to) > 1 and isinstance(branch, Record | Enum) and not _named_alike(branch, to[i]):
-            continue
-        try:
-            return i, _converter(branch, to[i], path)
-        except Unresolvable as error:
-            why = why or str(error)
-    return why or f"field {path!r}: the reader's union has no {describe(branch)}."
-
-
-def _named_alike(writer: Record | Enum, reader: Shape) -> bool:
-    if not isinstance(reader, Record | Enum):
-        return True
-    names = {name.rpartition(".")[2] for name in (reader.name, *reader.aliases)}
-    return writer.name.rpartition(".")[2] in names
-
-
-def _branches(shape: Shape, array: pa.Array) -> tuple[npt.NDArray[np.int8], list[pa.Array]]:
-    """int8[n], the branch of each row, and one column of n per branch."""
-    n = len(array)
-    if not isinstance(shape, Union):
-        return np.zeros(n, np.int8), [array]
-    if shape.optional is not None:
-        null = array.is_null().to_numpy(zero_copy_only=False)
-        at = shape.null_index
-        parts = [pa.nulls(n), array] if at == 0 else [array, pa.nulls(n)]
-        return np.where(null, at, 1 - at).astype(np.int8), parts
-    codes = np.frombuffer(array.buffers()[1], np.int8, n, array.offset)
-    return codes, [array.field(i) for i in range(len(shape.branches))]
-
-
-def _joined(reader: Shape, codes: npt.NDArray[np.int8], parts: list[pa.Array], names: list[str]) -> pa.Array:
-    if not isinstance(reader, Union):
-        return parts[0]
-    if reader.optional is not None:
-        at = reader.null_index
-        value = parts[1 - at]
-        return pc.if_else(pa.array(codes != at), value, pa.scalar(None, value.type))
-    return pa.UnionArray.from_sparse(pa.array(codes), parts, names)

@@ -1,8 +1,8 @@
 """Avro schemas as a tree: names resolved, references inlined, and what cannot be decoded safely refused with a reason.
 
-Everything in the codec works on this tree rather than on the JSON, so a schema is judged once, when a worker starts or first
-meets its id. Refused are recursive schemas and arrays of zero-byte items (a 6 KB message kills any decoder of either), ``fixed`` and
-records without fields.
+Everything in the codec works on this tree rather than on the JSON, so a schema is judged once, when a worker starts or
+first meets its id. Refused are recursive schemas and arrays of zero-byte items (a 6 KB message kills any decoder of
+either), ``fixed`` and records without fields.
 """
 
 from collections.abc import Iterator, Mapping

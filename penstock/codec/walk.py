@@ -1,7 +1,8 @@
 """Walks all values of a batch at once, field by field, to find the rows that are not what their schema says, and why.
 
-Only a batch that failed as a whole comes here. A step moves every row's position over one field with numpy, so half the rows may be bad and
-nothing is done per row; only rows with long arrays, once few are left in step, are handed back undecided.
+Only a batch that failed as a whole comes here. A step moves every row's position over one field with numpy, so half
+the rows may be bad and nothing is done per row; only rows with long arrays, once few are left in step, are handed back
+undecided.
 """
 
 from dataclasses import dataclass, field
@@ -162,8 +163,8 @@ def find_faults(
 ) -> tuple[dict[int, BadRow], _Rows]:
     """What is wrong with the values ``data[start[i]:end[i]]``, and the rows that could not be decided.
 
-    ``start``, ``end``: int64[n]. UTF-8 is not looked at. A value that is well-formed in an unusual way (overlong varints, blocks with sizes) is
-    in order.
+    ``start``, ``end``: int64[n]. UTF-8 is not looked at. A value that is well-formed in an unusual way (overlong
+    varints, blocks with sizes) is in order.
     """
     padded: npt.NDArray[Any] = np.append(data, np.uint8(0)) if len(data) == 0 else data
     walk = _Walk(padded, start.copy(), end, np.zeros(len(start), np.int32))

@@ -1,8 +1,9 @@
 """Avro values ⇄ columns by pyruhvro, with the checks that it leaves out. Nothing else in Penstock imports pyruhvro.
 
-pyruhvro is given a schema of our own that is the same on the wire: ``bytes`` as ``string`` and no logical types (it panics at some), ``int`` as
-``long`` on reading (it cuts longer numbers off silently). The columns are then viewed as what they are. It accepts trailing bytes:
-since no row can be read beyond its end, the rows are whole exactly when the bytes that the columns would take add up.
+pyruhvro is given a schema of our own that is the same on the wire: ``bytes`` as ``string`` and no logical types (it
+panics at some), ``int`` as ``long`` on reading (it cuts longer numbers off silently). The columns are then viewed as
+what they are. It accepts trailing bytes: since no row can be read beyond its end, the rows are whole exactly when the
+bytes that the columns would take add up.
 """
 
 import json
@@ -10,9 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyruhvro
 
 from penstock.codec import frame
@@ -120,80 +119,6 @@ def _rebuilt(array: pa.Array, kind: pa.DataType, own: int, children: list[pa.Arr
     return pa.Array.from_buffers(kind, len(array), array.buffers()[:own], array.null_count, children=children)
 
 
-def encoded_size(array: pa.Array, shape: Shape) -> int:
-    """How many bytes the column takes in Avro, written the shortest way."""
-    n = len(array)
-    if n == 0:
-        return 0
-    match shape:
-        case Primitive("null"):
-            return 0
-        case Primitive("boolean"):
-            return n
-        case Primitive("float"):
-            return 4 * n
-        case Primitive("double"):
-            return 8 * n
-        case Primitive("int") | Primitive("long"):
-            return varint_sizes(_integers(array))
-        case Primitive():
-            lengths = _lengths(array)
-            return int(lengths.sum()) + varint_sizes(lengths)
-        case Enum(_, symbols):
-            if len(symbols) <= 64:
-                return n
-            return varint_sizes(pc.index_in(array, pa.array(symbols)).to_numpy(zero_copy_only=False))
-        case Union(branches):
-            if shape.optional is not None:
-                return n + encoded_size(array.drop_null() if array.null_count else array, shape.optional)
-            codes = np.frombuffer(array.buffers()[1], np.int8, n)
-            parts = (encoded_size(array.field(i).filter(pa.array(codes == i)), b) for i, b in enumerate(branches))
-            return n + sum(parts)
-        case Record(_, fields):
-            return sum(encoded_size(array.field(i), f.shape) for i, f in enumerate(fields))
-        case Array(items):
-            lengths = _lengths(array)
-            return _block_sizes(lengths) + encoded_size(array.flatten(), items)
-        case Map(values):
-            lengths = _lengths(array)
-            start, end = array.offsets[0].as_py(), array.offsets[n].as_py()
-            keys, inner = array.keys.slice(start, end - start), array.items.slice(start, end - start)
-            return _block_sizes(lengths) + encoded_size(keys, Primitive("string")) + encoded_size(inner, values)
-
-
-def varint_sizes(values: npt.NDArray[Any]) -> int:
-    """The bytes that int64[n] takes as zigzag varints, in sum."""
-    n = len(values)
-    if n == 0:
-        return 0
-    wide = values.astype(np.int64, copy=False)
-    low, high = int(wide.min()), int(wide.max())
-    if low >= -64 and high < 64:
-        return n
-    coded = ((wide << 1) ^ (wide >> 63)).view(np.uint64)
-    total, most, least = n, int(coded.max()), int(coded.min())
-    limit = 1 << 7
-    while limit <= most:
-        total += n if least >= limit else int(np.count_nonzero(coded >= np.uint64(limit)))
-        limit <<= 7
-    return total
-
-
-def _block_sizes(lengths: npt.NDArray[Any]) -> int:
-    # a count and a closing 0 each; an empty one is the 0 alone
-    return varint_sizes(lengths) + int(np.count_nonzero(lengths))
-
-
-def _integers(array: pa.Array) -> npt.NDArray[np.int64]:
-    kind = pa.int32() if array.type.bit_width == 32 else pa.int64()
-    return array.view(kind).to_numpy()  # type: ignore[no-any-return]
-
-
-def _lengths(array: pa.Array) -> npt.NDArray[np.int32]:
-    at = np.frombuffer(array.buffers()[1], np.int32, len(array) + 1, array.offset * 4)
-    return at[1:] - at[:-1]
-
-
 def for_writing(array: pa.Array, shape: Shape) -> pa.Array:
     """A column of ``arrow_type(shape)`` viewed as what ``wire_json(…, widen=False)`` takes."""
     match shape:
@@ -250,7 +175,9 @@ def plain(shape: Shape, names: Iterator[str] | None = None) -> Any:
 
 
 def invalid_text(rows: pa.RecordBatch) -> dict[int, str] | None:
-    """Row → column that is not UTF-8; None where all is; empty where it is inside nested columns, which are not searched."""
+    """Row → column that is not UTF-8; None where all is; empty where it is inside nested columns, which are not
+    searched.
+    """
     try:
         rows.validate(full=True)
     except pa.ArrowInvalid:

@@ -1,7 +1,8 @@
-"""A real schema registry on this machine: Apicurio Registry, which speaks Confluent's API, from its archive by Maven coordinates.
+"""A real schema registry on this machine: Apicurio Registry, which speaks Confluent's API, from its archive by Maven
+coordinates.
 
-Its schemas live in memory and end with it; the embedded default needs no registry, since ids come from the lock. The archive (109 MB) is
-fetched once per user, checked against ``apicurio.lock`` and unpacked beside Kafka's jars.
+Its schemas live in memory and end with it; the embedded default needs no registry, since ids come from the lock. The
+archive (109 MB) is fetched once per user, checked against ``apicurio.lock`` and unpacked beside Kafka's jars.
 """
 
 import shutil

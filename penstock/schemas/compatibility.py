@@ -1,6 +1,7 @@
 """FULL_TRANSITIVE: a new version must read what every older one wrote, and every older one must read what it writes.
 
-Names matter here as in Avro itself; aliases count only in the direction in which they are looked at, so a rename is never fully compatible.
+Names matter here as in Avro itself; aliases count only in the direction in which they are looked at, so a rename is
+never fully compatible.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,9 @@ _PROMOTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Incompatibility:
-    """``field``: its path in the record; ``message``: what changed and the mend; ``version``: the older version, from 1."""
+    """``field``: its path in the record; ``message``: what changed and the mend; ``version``: the older version, from
+    1.
+    """
 
     field: str
     message: str

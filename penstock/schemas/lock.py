@@ -1,7 +1,8 @@
-"""The committed lock of a pipeline's schemas: one JSON object a line, only ever added to, the id of a schema being its line number.
+"""The committed lock of a pipeline's schemas: one JSON object a line, only ever added to, the id of a schema being its
+line number.
 
-The schema's text stands in the line, so that ids resolve without a registry, and its fingerprint beside it, so that an edited line is
-noticed. A folder's lock is ``pipelines/NAME/schemas.lock``.
+The schema's text stands in the line, so that ids resolve without a registry, and its fingerprint beside it, so that an
+edited line is noticed. A folder's lock is ``pipelines/NAME/schemas.lock``.
 """
 
 import json
@@ -107,7 +108,8 @@ class SchemaLock:
         return next((entry for entry in reversed(self._entries) if entry.subject == subject), None)
 
     def append(self, subject: str, schema: Mapping[str, Any]) -> int:
-        """Locks ``schema`` as the next version of ``subject`` and gives its id; one that is locked already keeps its own.
+        """Locks ``schema`` as the next version of ``subject`` and gives its id; one that is locked already keeps its
+        own.
 
         Raises ``UnsupportedSchema`` or ``IncompatibleSchema``, and the file stays as it was.
         """

@@ -1,7 +1,7 @@
 """Where schemas and their ids come from: the committed lock, or a Confluent-compatible registry by URL.
 
-An id that cannot be looked up *now* is a transient fault and stops the partition until it can; only an id that the registry
-says does not exist makes a row bad. The two are different exceptions, so that nothing can confuse them.
+An id that cannot be looked up *now* is a transient fault and stops the partition until it can; only an id that the
+registry says does not exist makes a row bad. The two are different exceptions, so that nothing can confuse them.
 """
 
 import json
@@ -86,7 +86,8 @@ class LockRegistry:
 
 
 class ConfluentRegistry:
-    """A registry by URL that speaks Confluent's API (Confluent, Apicurio, Redpanda, Karapace). Needs the extra ``registry``.
+    """A registry by URL that speaks Confluent's API (Confluent, Apicurio, Redpanda, Karapace). Needs the extra
+    ``registry``.
 
     Ids are remembered, since an id never changes its schema. ``ca``: a file of certificates to trust.
     """
@@ -95,7 +96,7 @@ class ConfluentRegistry:
         self, url: str, user: str | None = None, password: SecretStr | None = None, ca: str | None = None
     ) -> None:
         try:
-            # authlib, which the client imports, warns of the httpx that the client itself wants, whatever the filters say
+            # authlib, which the client imports, warns of the httpx that the client wants, whatever the filters say
             with warnings.catch_warnings(record=True):
                 from confluent_kafka.schema_registry import SchemaRegistryClient
         except ImportError as error:

@@ -1,12 +1,17 @@
-"""One suite for every registry: the committed lock, and a real registry by URL (Apicurio, which speaks Confluent's API)."""
+"""One suite for every registry: the committed lock, and a real registry by URL (Apicurio, which speaks Confluent's
+API).
+"""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from typer.testing import CliRunner
 
+from penstock.cli.schemas import schemas_app
 from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.codec.json import JsonDecoder
 from penstock.local.apicurio import Apicurio
@@ -180,3 +185,17 @@ def test_a_lock_and_a_registry_hold_the_same_versions(apicurio: Apicurio, tmp_pa
         registry.register(subject, schema)
 
     assert [e.version for e in lock.entries(subject)] == registry.versions(subject)
+
+
+def test_the_command_registers_every_version_of_a_lock(apicurio: Apicurio, tmp_path: Path, subject: str) -> None:
+    lock = SchemaLock.load(tmp_path / "schemas.lock")
+    for schema in (flight(), flight(GATE)):
+        lock.append(subject, schema)
+
+    result = CliRunner().invoke(schemas_app, ["register", str(tmp_path), "--url", apicurio.url, "--json"])
+
+    assert result.exit_code == 0
+    registry = ConfluentRegistry(apicurio.url)
+    told = json.loads(result.output)["registered"]
+    assert [(one["subject"], one["version"]) for one in told] == [(subject, 1), (subject, 2)]
+    assert [registry.schema(one["id"]) for one in told] == [flight(), flight(GATE)]

@@ -10,6 +10,7 @@ import fastavro
 from hypothesis import strategies as st
 
 PRIMITIVES = ["boolean", "int", "long", "float", "double", "bytes", "string"]
+PROMOTIONS = {"int": ["long", "double"], "long": ["double"], "float": ["double"], "string": ["bytes"]}
 TEXT = st.text(max_size=8)
 DOUBLES = st.floats(width=64, allow_nan=False)
 FLOATS = st.floats(width=32, allow_nan=False)
@@ -62,6 +63,48 @@ def _types(names: Any, depth: int) -> st.SearchStrategy[Any]:
         _records(names, depth - 1),
         _records(names, depth - 1).map(lambda kind: ["null", kind]),
     )
+
+
+@st.composite
+def evolved(draw: st.DrawFn, schema: Any, optional: bool = True) -> Any:
+    """A reader's schema that grew from ``schema`` in ways that may or may not be resolvable."""
+    if isinstance(schema, str):
+        kinds = [schema, *PROMOTIONS.get(schema, [])]
+        kind = draw(st.sampled_from(kinds))
+        return ["null", kind] if optional and schema != "null" and draw(st.integers(0, 5)) == 0 else kind
+    if isinstance(schema, list):
+        if len(schema) > 2:
+            return schema
+        other = schema[schema[0] == "null"]
+        if draw(st.integers(0, 5)) == 0:
+            return draw(evolved(other, False))
+        changed = draw(evolved(other, False))
+        return ["null", changed] if draw(st.booleans()) else [changed, "null"]
+    match schema["type"]:
+        case "enum":
+            symbols = draw(st.permutations(schema["symbols"]))[: draw(st.integers(1, 70))]
+            new = {**schema, "symbols": [*symbols, "New"]}
+            return {**new, "default": "New"} if draw(st.booleans()) else new
+        case "array":
+            return {"type": "array", "items": draw(evolved(schema["items"]))}
+        case "map":
+            return {"type": "map", "values": draw(evolved(schema["values"]))}
+    fields = []
+    for field in schema["fields"]:
+        choice = draw(st.integers(0, 7))
+        if choice == 0:
+            continue
+        new = {"name": field["name"], "type": draw(evolved(field["type"]))}
+        fields.append({**new, "name": f"{field['name']}_new", "aliases": [field["name"]]} if choice == 1 else new)
+    added = [
+        {"name": "added", "type": "int", "default": 3},
+        {"name": "maybe", "type": ["null", "string"], "default": None},
+        {"name": "listed", "type": {"type": "array", "items": "string"}, "default": ["a"]},
+    ]
+    fields += draw(
+        st.lists(st.sampled_from(added), min_size=0 if fields else 1, max_size=2, unique_by=lambda f: f["name"])
+    )
+    return {**schema, "fields": draw(st.permutations(fields))}
 
 
 def values_of(schema: Any) -> st.SearchStrategy[Any]:

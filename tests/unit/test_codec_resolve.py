@@ -12,51 +12,7 @@ from hypothesis import strategies as st
 
 from penstock.codec.avro import AvroDecoder, Decoded
 from penstock.codec.frame import prefix
-from tests.unit.avro_strategies import VALUES, comparable, record_schemas, values_of, written
-
-PROMOTIONS = {"int": ["long", "double"], "long": ["double"], "float": ["double"], "string": ["bytes"]}
-
-
-@st.composite
-def evolved(draw: st.DrawFn, schema: Any, optional: bool = True) -> Any:
-    """A reader's schema that grew from ``schema`` in ways that may or may not be resolvable."""
-    if isinstance(schema, str):
-        kinds = [schema, *PROMOTIONS.get(schema, [])]
-        kind = draw(st.sampled_from(kinds))
-        return ["null", kind] if optional and schema != "null" and draw(st.integers(0, 5)) == 0 else kind
-    if isinstance(schema, list):
-        if len(schema) > 2:
-            return schema
-        other = schema[schema[0] == "null"]
-        if draw(st.integers(0, 5)) == 0:
-            return draw(evolved(other, False))
-        changed = draw(evolved(other, False))
-        return ["null", changed] if draw(st.booleans()) else [changed, "null"]
-    match schema["type"]:
-        case "enum":
-            symbols = draw(st.permutations(schema["symbols"]))[: draw(st.integers(1, 70))]
-            new = {**schema, "symbols": [*symbols, "New"]}
-            return {**new, "default": "New"} if draw(st.booleans()) else new
-        case "array":
-            return {"type": "array", "items": draw(evolved(schema["items"]))}
-        case "map":
-            return {"type": "map", "values": draw(evolved(schema["values"]))}
-    fields = []
-    for field in schema["fields"]:
-        choice = draw(st.integers(0, 7))
-        if choice == 0:
-            continue
-        new = {"name": field["name"], "type": draw(evolved(field["type"]))}
-        fields.append({**new, "name": f"{field['name']}_new", "aliases": [field["name"]]} if choice == 1 else new)
-    added = [
-        {"name": "added", "type": "int", "default": 3},
-        {"name": "maybe", "type": ["null", "string"], "default": None},
-        {"name": "listed", "type": {"type": "array", "items": "string"}, "default": ["a"]},
-    ]
-    fields += draw(
-        st.lists(st.sampled_from(added), min_size=0 if fields else 1, max_size=2, unique_by=lambda f: f["name"])
-    )
-    return {**schema, "fields": draw(st.permutations(fields))}
+from tests.unit.avro_strategies import VALUES, comparable, evolved, record_schemas, values_of, written
 
 
 def resolved(writer: dict[str, Any], reader: dict[str, Any], rows: list[Any]) -> Decoded:
@@ -106,6 +62,10 @@ def record(*fields: dict[str, Any]) -> dict[str, Any]:
         ("int", ["null", "long"], 5, 5),
         (["null", "int"], "long", ("int", 5), 5),
         (["null", "int", "string"], ["null", "string"], ("string", "x"), "x"),
+        (["null", "int", "string"], ["null", "long", "string"], ("int", 5), 5),
+        (["boolean", "long", "string"], ["null", "string", "long"], ("long", 5), 5),
+        (["null", "float", "boolean"], ["double", "boolean"], ("float", 0.5), 0.5),
+        (["float", "double", "boolean"], ["double", "null"], ("double", 0.25), 0.25),
         ("long", {"type": "long", "logicalType": "timestamp-millis"}, 0, pa.scalar(0, pa.timestamp("ms")).as_py()),
     ],
 )
