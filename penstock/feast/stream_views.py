@@ -90,10 +90,12 @@ def _check_source(view: Any, event: EventFields, what: str) -> None:
 
 
 def _entity(view: Any, event: EventFields, what: str) -> tuple[str, str]:
-    if len(view.entities) != 1 or len(view.join_keys) != 1:
+    if len(view.entities) != 1:
         raise event.error(
             what, f"has the entities {view.entities}. A view is keyed by exactly one; make one view for each"
         )
+    if len(view.join_keys) != 1:
+        raise event.error(what, f"has no Field for the join key of entity {view.entities[0]!r}. Add it to the schema")
     key = view.join_keys[0]
     plain = event.types.get(key)
     if plain is None:
