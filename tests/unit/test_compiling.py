@@ -391,11 +391,6 @@ FEATURE_MISTAKES = [
         ('sources=[event, by_place], mode="python"', 'sources=[event, by_place], mode="pandas"'),
         'Use mode="python"',
     ),
-    (
-        "no function",
-        ("def now(inputs)", "def later(inputs)"),
-        "'later' is in .*Put a function of the same name into rides_",
-    ),
     ("key", ('"zone"', '"area"'), "keyed by 'area', which is no field"),
     ("key field", ('Field(name="zone", dtype=Int64), ', ""), "no Field for the join key of entity 'place'"),
     (
