@@ -66,7 +66,7 @@ class KafkaTransport:
         self._sends: list[tuple[str, Sequence[bytes | None]]] = []
         self._refused: list[Refusal] = []
         self._failed: list[tuple[str, bytes | None, str]] = []
-        self._open = False
+        self._open = self._closed = False
         self._placement: Placement | None = None
         self._starts: dict[Partition, int] = {}
         self._revoked: set[Partition] = set()
@@ -325,9 +325,16 @@ class KafkaTransport:
         return len(metadata.partitions)
 
     def close(self) -> None:
-        """Keeps the membership: a static member that comes back within the session has its partitions at once."""
+        """Keeps the membership: a static member that comes back within the session has its partitions at once. Must be called: a client
+        that is left to the garbage collector blocks the interpreter in its destructor."""
+        if self._closed:
+            return
+        self._closed = True
         if self._open and self._exactly_once:
-            self.abort()
+            try:
+                self.abort()
+            except Fenced as error:  # the newer holder's init_transactions has aborted it already
+                log.warning("%s", error)
         self._consumer.close()
 
 

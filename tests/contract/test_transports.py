@@ -1,0 +1,445 @@
+"""The conformance suite of transports: the broker in memory and real Kafka give the loop the same guarantees."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from penstock.codec.decoded import BadRow, Decoded
+from penstock.dead_letter import DeadLetter
+from penstock.health import Health
+from penstock.intake import Intake, TopicReader
+from penstock.loop import FateError, Loop, Pace
+from penstock.observer import Observer
+from penstock.outbox import Outbox
+from penstock.records import Batch, Output, Partition, Reason, Result
+from penstock.stage import Stage
+from penstock.transport.protocol import Fenced, Position, Transport, TransactionAborted
+from tests.contract.worlds import KafkaWorld, MemoryWorld, Recorder, World
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture(params=["memory", "kafka"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    if request.param == "memory":
+        yield MemoryWorld()
+        return
+    kafka = KafkaWorld(
+        request.getfixturevalue("broker").bootstrap,
+        request.getfixturevalue("topic_factory"),
+        request.getfixturevalue("read_committed"),
+        request.getfixturevalue("kafka_topic_prefix"),
+    )
+    yield kafka
+    kafka.close()
+
+
+def drain(transport: Transport, expected: int, seconds: float = 20.0) -> list[tuple[int, int, bytes | None]]:
+    """Polls until ``expected`` rows came: (partition, offset, value)."""
+    rows: list[tuple[int, int, bytes | None]] = []
+    deadline = time.monotonic() + seconds
+    while len(rows) < expected and time.monotonic() < deadline:
+        for records in transport.poll(1000, 0.05).records:
+            rows += zip(records.partition.tolist(), records.offset.tolist(), records.values, strict=True)
+    return rows
+
+
+def test_a_poll_gives_each_partitions_rows_in_order_and_says_when_it_is_at_the_end(world: World) -> None:
+    topic = world.topic("in", 3)
+    world.append(topic, [(f"k{i}".encode(), str(i).encode()) for i in range(300)])
+    transport = world.transport("g")
+    transport.subscribe([topic], Recorder())
+    rows = drain(transport, 300)
+    assert sorted(int(value or b"") for _, _, value in rows) == list(range(300))
+    by_partition = defaultdict(list)
+    for partition, offset, _ in rows:
+        by_partition[partition].append(offset)
+    assert all(offsets == sorted(offsets) for offsets in by_partition.values())
+    ends: dict[Partition, int] = {}
+    deadline = time.monotonic() + 10
+    while len(ends) < 3 and time.monotonic() < deadline:
+        ends |= transport.poll(10, 0.05).ends
+    assert {p.number: end for p, end in ends.items()} == {p: transport.bounds(Partition(topic, p))[1] for p in range(3)}
+
+
+def test_a_commit_makes_rows_and_positions_visible_together(world: World) -> None:
+    source, target = world.topic("in"), world.topic("out")
+    world.append(source, [(b"k", b"1"), (b"k", b"2")])
+    transport = world.transport("g")
+    transport.subscribe([source], Recorder())
+    drain(transport, 2)
+    transport.send(target, [b"k", "text"], [b"a", b"b"])
+    assert world.rows(target, settled=False) == []
+    transport.commit({Partition(source, 0): Position(2, 77)})
+    assert [(key, value) for _, key, value, _ in world.rows(target)] == [(b"k", b"a"), (b"text", b"b")]
+    assert transport.committed([Partition(source, 0)]) == {Partition(source, 0): Position(2, 77)}
+
+
+def test_an_aborted_transaction_is_never_read(world: World) -> None:
+    source, target = world.topic("in"), world.topic("out")
+    transport = world.transport("g")
+    transport.subscribe([source], Recorder())
+    transport.send(target, [None], [b"gone"])
+    transport.abort()
+    transport.send(target, [None], [b"kept"])
+    transport.commit({})
+    assert [value for _, _, value, _ in world.rows(target)] == [b"kept"]
+
+
+def test_a_group_resumes_where_it_committed(world: World) -> None:
+    topic = world.topic("in")
+    world.append(topic, [(None, str(i).encode()) for i in range(10)])
+    first = world.transport("g")
+    first.subscribe([topic], Recorder())
+    drain(first, 10)
+    first.commit({Partition(topic, 0): Position(4)})
+    first.close()
+    second = world.transport("g")
+    second.subscribe([topic], Recorder())
+    assert [offset for _, offset, _ in drain(second, 6)] == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_worker_killed_between_send_and_commit_leaves_nothing_and_its_slot_starts_over(world: World) -> None:
+    source, target = world.topic("in"), world.topic("out")
+    world.append(source, [(None, b"x")])
+    first = world.transport("g")
+    first.subscribe([source], Recorder())
+    drain(first, 1)
+    first.send(target, [None], [b"half"])
+    world.kill(first)
+    second = world.transport("g")
+    second.subscribe([source], Recorder())
+    assert len(drain(second, 1)) == 1
+    second.send(target, [None], [b"whole"])
+    second.commit({Partition(source, 0): Position(1)})
+    assert [value for _, _, value, _ in world.rows(target)] == [b"whole"]
+
+
+def test_the_older_holder_of_a_slot_is_fenced(world: World) -> None:
+    source, target = world.topic("in"), world.topic("out")
+    older = world.transport("g")
+    older.subscribe([source], Recorder())
+    older.send(target, [None], [b"zombie"])
+    newer = world.transport("g")
+    with pytest.raises(Fenced):
+        older.commit({})
+    newer.send(target, [None], [b"alive"])
+    newer.commit({})
+    assert [value for _, _, value, _ in world.rows(target)] == [b"alive"]
+
+
+def test_a_headers_row_keeps_its_headers(world: World) -> None:
+    target = world.topic("out")
+    transport = world.transport("g")
+    transport.send(target, [b"k"], [b"v"], [[("penstock.reason", b"bad magic")]])
+    transport.commit({})
+    assert world.rows(target) == [(0, b"k", b"v", {"penstock.reason": b"bad magic"})]
+
+
+def test_a_second_member_gets_partitions_only_after_the_first_has_let_go(world: World) -> None:
+    topic = world.topic("in", 4)
+    first, second = world.transport("g", 0), world.transport("g", 1)
+    one, two = Recorder(), Recorder()
+    first.subscribe([topic], one)
+    deadline = time.monotonic() + 20
+    while len(one.owned) < 4 and time.monotonic() < deadline:
+        first.poll(10, 0.05)
+    assert len(one.owned) == 4
+    second.subscribe([topic], two)
+    while len(two.owned) < 2 and time.monotonic() < deadline:
+        first.poll(10, 0.05)
+        second.poll(10, 0.05)
+        assert not one.owned & two.owned
+    assert len(one.owned) == len(two.owned) == 2
+
+
+def test_rows_of_a_partition_that_was_revoked_since_they_were_fetched_are_not_polled(world: World) -> None:
+    topic = world.topic("in", 2)
+    first, second = world.transport("g", 0), world.transport("g", 1)
+    one, two = Recorder(), Recorder()
+    first.subscribe([topic], one)
+    deadline = time.monotonic() + 20
+    while len(one.owned) < 2 and time.monotonic() < deadline:
+        first.poll(1, 0.05)
+    second.subscribe([topic], two)
+    seen: list[tuple[int, int]] = []
+    while not two.owned and time.monotonic() < deadline:
+        world.append(topic, [(f"k{i}".encode(), b"x") for i in range(20)])
+        for records in first.poll(1000, 0.05).records:
+            owned = {p.number for p in one.owned}
+            seen += [(p, o) for p, o in zip(records.partition.tolist(), records.offset.tolist(), strict=True)]
+            assert set(records.partition.tolist()) <= owned
+        second.poll(0 or 1, 0.0)
+    assert two.owned
+    assert seen
+
+
+# The loop on both worlds
+
+
+class Counting(Stage):
+    """Writes each row with its key's running count; ``fail`` names values it raises on; state by partition."""
+
+    def __init__(self, target: str, fail: set[bytes] | None = None) -> None:
+        self.target, self.fail = target, fail or set()
+        self.counts: dict[int, dict[bytes, int]] = defaultdict(dict)
+        self.processed = 0
+        self.batches: list[int] = []
+
+    def reach(self, topic: str) -> int:
+        return 10**15
+
+    def restore(self, partition: Partition, snapshot: bytes | None) -> None:
+        self.counts[partition.number] = {}
+
+    def release(self, partition: Partition) -> None:
+        self.counts.pop(partition.number, None)
+
+    def process(self, batch: Batch) -> Result:
+        values = batch.rows.column("value").to_pylist()
+        if self.fail & set(values):
+            raise RuntimeError("this batch holds a row that cannot be computed")
+        self.processed += len(batch)
+        self.batches.append(len(batch))
+        out, source, rejects, dropped = [], [], {}, {}
+        for row, (key, value) in enumerate(zip(batch.keys, values, strict=True)):
+            if value.startswith(b"reject"):
+                rejects[row] = Reason("rejected", "the test asked for it")
+            elif value.startswith(b"drop"):
+                dropped[row] = Reason("dropped", "the test asked for it")
+            else:
+                counts = self.counts[int(batch.partition[row])]
+                counts[key or b""] = counts.get(key or b"", 0) + 1
+                out.append(b"%s=%d" % (value, counts[key or b""]))
+                source.append(row)
+        rows = pa.RecordBatch.from_pydict({"value": pa.array(out, pa.binary())})
+        keys = [batch.keys[row] for row in source]
+        return Result([Output(self.target, keys, rows, np.array(source, np.int32))], rejects, dropped)
+
+
+def decode(values: object) -> Decoded:
+    """Values as they are, with the row's number as its time; `bad…` cannot be decoded."""
+    values = cast(list[bytes], values)
+    good = [i for i, value in enumerate(values) if not value.startswith(b"bad")]
+    rows = pa.RecordBatch.from_pydict(
+        {"value": pa.array([values[i] for i in good], pa.binary()), "time": pa.array(good, pa.int64())}
+    )
+    bad = {i: BadRow("bad", "the test made it so") for i in range(len(values)) if i not in set(good)}
+    return Decoded(rows, np.array(good, np.int32), bad)
+
+
+class Workplace:
+    """The topics of one stage and workers on them."""
+
+    def __init__(self, world: World, partitions: int = 2, merges: bool = False, **config: str) -> None:
+        self.world, self.merges = world, merges
+        self.source, self.target = world.topic("in", partitions), world.topic("out", partitions, **config)
+        self.dead, self.dropped = world.topic("dead", 1), world.topic("dropped", 1)
+
+    def worker(self, stage: Stage, slot: int = 0, transport: Transport | None = None) -> Loop:
+        transport = transport or self.world.transport("g", slot)
+        encoders: dict[str, Callable[[pa.RecordBatch], list[bytes]]] = {
+            self.target: lambda rows: rows.column("value").to_pylist(),
+            self.dropped: lambda rows: [str(row).encode() for row in rows.to_pylist()],
+        }
+        health = Health()
+        counts = {self.source: transport.partitions(self.source)}
+        return Loop(
+            stage,
+            transport,
+            Intake([TopicReader(self.source, decode, "time")], self.merges, 10_000, 1000),
+            Outbox(transport, "test", encoders, self.dead, self.dropped, self.source, [self.source], stage.absorbs),
+            Observer("test", health, counts),
+            Pace(0.02, 1000, 0.05, 1000, 0),
+            [self.source],
+        )
+
+    def run(self, loop: Loop, until: Callable[[], bool], seconds: float = 30.0) -> None:
+        loop.transport.subscribe([self.source], loop)
+        self.go_on([loop], until, seconds)
+
+    def go_on(self, loops: list[Loop], until: Callable[[], bool], seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not until():
+            assert time.monotonic() < deadline, "the loop did not get there in time"
+            for loop in loops:
+                loop.step()
+
+    def settled(self, loop: Loop, rows: int) -> Callable[[], bool]:
+        """``rows`` of the source are committed."""
+
+        def done() -> bool:
+            places = [Partition(self.source, n) for n in range(loop.transport.partitions(self.source))]
+            return sum(at.offset if at else 0 for at in loop.transport.committed(places).values()) >= rows
+
+        return done
+
+    def values(self, topic: str) -> list[bytes]:
+        return [value or b"" for _, _, value, _ in self.world.rows(topic)]
+
+
+def test_every_row_has_one_fate_output_dead_letter_or_drop(world: World) -> None:
+    place = Workplace(world)
+    sent = [b"good%d" % i for i in range(50)] + [b"bad1", b"reject1", b"drop1", b"bad2"]
+    world.append(place.source, [(b"k%d" % (i % 5), value) for i, value in enumerate(sent)])
+    loop = place.worker(Counting(place.target))
+    place.run(loop, place.settled(loop, len(sent)))
+    assert sorted(value.split(b"=")[0] for value in place.values(place.target)) == sorted(sent[:50])
+    assert sorted(place.values(place.dead)) == [b"bad1", b"bad2", b"reject1"]
+    assert len(place.values(place.dropped)) == 1
+    reasons = {value: headers["penstock.reason"] for _, _, value, headers in world.rows(place.dead)}
+    assert reasons == {b"bad1": b"bad", b"bad2": b"bad", b"reject1": b"rejected"}
+    headers = world.rows(place.dead)[0][3]
+    assert headers["__connect.errors.topic"] == headers["penstock.origin.topic"] == place.source.encode()
+
+
+def test_a_row_without_a_fate_stops_the_worker(world: World) -> None:
+    class Forgetful(Counting):
+        def process(self, batch: Batch) -> Result:
+            return Result()
+
+    place = Workplace(world)
+    world.append(place.source, [(b"k", b"x")])
+    loop = place.worker(Forgetful(place.target))
+    with pytest.raises(FateError, match="0 fates"):
+        place.run(loop, lambda: False)
+
+
+def test_order_holds_for_each_key(world: World) -> None:
+    place = Workplace(world, partitions=3)
+    world.append(place.source, [(b"k%d" % (i % 7), b"%06d" % i) for i in range(700)])
+    loop = place.worker(Counting(place.target))
+    place.run(loop, place.settled(loop, 700))
+    by_key = defaultdict(list)
+    for _, key, value, _ in world.rows(place.target):
+        number, count = (value or b"").split(b"=")
+        by_key[key].append((int(number), int(count)))
+    assert len(by_key) == 7
+    for rows in by_key.values():
+        assert rows == sorted(rows)
+        assert [count for _, count in rows] == list(range(1, len(rows) + 1))
+
+
+def test_the_guilty_row_of_a_batch_stands_alone_and_the_others_go_on(world: World) -> None:
+    place = Workplace(world, partitions=1)
+    world.append(place.source, [(b"k", b"v%d" % i) for i in range(64)])
+    loop = place.worker(Counting(place.target, fail={b"v17"}))
+    place.run(loop, place.settled(loop, 64))
+    assert len(place.values(place.target)) == 63
+    assert place.values(place.dead) == [b"v17"]
+    assert world.rows(place.dead)[0][3]["penstock.reason"] == b"stage failed"
+
+
+def test_an_abort_sends_again_without_touching_state(world: World) -> None:
+    place = Workplace(world, partitions=1)
+    world.append(place.source, [(b"k", b"v%d" % i) for i in range(20)])
+    stage = Counting(place.target)
+    loop = place.worker(stage)
+    commit, failures = loop.transport.commit, [2]
+
+    def failing(positions: dict[Partition, Position]) -> None:
+        if failures[0]:
+            failures[0] -= 1
+            raise TransactionAborted("the test aborts this one")
+        commit(positions)
+
+    loop.transport.commit = failing  # type: ignore[method-assign,assignment]
+    place.run(loop, place.settled(loop, 20))
+    assert place.values(place.target) == [b"v%d=%d" % (i, i + 1) for i in range(20)]
+    assert stage.processed == 20
+
+
+def test_a_row_that_the_broker_refuses_becomes_a_dead_letter_and_the_rest_is_sent(world: World) -> None:
+    place = Workplace(world, partitions=1, max_message_bytes="20000")
+    noise = np.random.default_rng(1).bytes(30_000)  # does not compress under the limit
+    world.append(place.source, [(b"k", b"small1"), (b"k", b"big" + noise), (b"k", b"small2")])
+    loop = place.worker(Counting(place.target))
+    place.run(loop, place.settled(loop, 3))
+    assert [value.split(b"=")[0] for value in place.values(place.target)] == [b"small1", b"small2"]
+    assert place.values(place.dead) == [b"big" + noise]
+    assert world.rows(place.dead)[0][3]["penstock.reason"] == b"refused by the broker"
+
+
+def test_state_comes_back_by_silent_replay_after_a_kill(world: World) -> None:
+    place = Workplace(world, partitions=2)
+    world.append(place.source, [(b"k%d" % (i % 3), b"a%d" % i) for i in range(30)])
+    first = place.worker(Counting(place.target))
+    place.run(first, place.settled(first, 30))
+    world.kill(first.transport)
+    world.append(place.source, [(b"k%d" % (i % 3), b"b%d" % i) for i in range(30)])
+    second = place.worker(Counting(place.target))
+    place.run(second, place.settled(second, 60))
+    counts = defaultdict(list)
+    for _, key, value, _ in world.rows(place.target):
+        counts[key].append(int((value or b"").split(b"=")[1]))
+    assert {key: sorted(seen) for key, seen in counts.items()} == {b"k%d" % i: list(range(1, 21)) for i in range(3)}
+
+
+def test_a_rebalance_under_load_loses_and_doubles_nothing(world: World) -> None:
+    place = Workplace(world, partitions=4)
+    sent = [(b"k%d" % (i % 11), b"v%d" % i) for i in range(2000)]
+    world.append(place.source, sent[:1000])
+    first = place.worker(Counting(place.target), 0)
+    place.run(first, place.settled(first, 200))
+    second = place.worker(Counting(place.target), 1)
+    second.transport.subscribe([place.source], second)
+    world.append(place.source, sent[1000:])
+    place.go_on([first, second], lambda: len(list(second.intake.lanes)) == 2)
+    place.go_on([first, second], place.settled(first, 2000))
+    got = [value.split(b"=") for value in place.values(place.target)]
+    assert sorted(name for name, _ in got) == sorted(value for _, value in sent)
+    counts = defaultdict(list)
+    for _, key, value, _ in world.rows(place.target):
+        counts[key].append(int((value or b"").split(b"=")[1]))
+    assert all(sorted(seen) == list(range(1, len(seen) + 1)) for seen in counts.values())
+
+
+def test_rows_of_lost_partitions_are_not_committed_and_the_rest_is(world: World) -> None:
+    place = Workplace(world, partitions=2)
+    world.append(place.source, [(b"k%d" % i, b"v%d" % i) for i in range(40)])
+    loop = place.worker(Counting(place.target))
+    commit = loop.transport.commit
+    loop.transport.commit = lambda positions: None  # type: ignore[method-assign,assignment]  # hold the transaction open
+    loop.transport.subscribe([place.source], loop)
+    deadline = time.monotonic() + 20
+    while sum(loop.stage.batches) < 40 and time.monotonic() < deadline:  # type: ignore[attr-defined]
+        polled = loop.transport.poll(1000, 0.05)
+        for records in polled.records:
+            for piece in loop.intake.split(records):
+                work = loop.intake.add(piece, time.time())
+                assert work is not None
+                loop._work(work)
+    loop.transport.commit = commit  # type: ignore[method-assign]
+    lost = Partition(place.source, 0)
+    loop.lost([lost])
+    kept = {Partition(place.source, 1)}
+    assert set(loop.outbox.positions) == kept
+    loop._commit()
+    sources = {value: number for number, _, value, _ in world.rows(place.source)}
+    assert {value.split(b"=")[0] for value in place.values(place.target)} == {
+        value for value, number in sources.items() if number == 1
+    }
+    assert loop.transport.committed([lost]) == {lost: None}
+
+
+def test_merged_partitions_go_on_by_event_time(world: World) -> None:
+    place = Workplace(world, partitions=3, merges=True)
+    world.append(place.source, [(b"k%d" % (i % 9), b"v%03d" % i) for i in range(300)])
+    stage = Counting(place.target)
+    loop = place.worker(stage)
+    place.run(loop, place.settled(loop, 300))
+    assert len(place.values(place.target)) == 300
+
+
+def test_a_refused_dead_letter_is_replaced_by_its_digest() -> None:
+    from penstock.dead_letter import digest_only
+
+    letter = digest_only(DeadLetter(b"k", b"x" * 100, [("penstock.reason", b"bad")]))
+    assert letter.value is not None
+    assert b'"size":100' in letter.value
+    assert ("penstock.truncated", b"100") in letter.headers
