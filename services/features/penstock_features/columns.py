@@ -33,6 +33,11 @@ class Columns(Mapping[str, Values]):
             made = self._made[name] = to_numpy(array if self._chosen is None else take(array, self._chosen))
         return made
 
+    def part(self, low: int, high: int) -> "Columns":
+        """The rows from ``low`` to ``high``."""
+        rows = np.arange(low, high) if self._chosen is None else self._chosen[low:high]
+        return Columns(self._arrays, rows)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
 
@@ -111,7 +116,13 @@ def to_arrow(values: Values, kind: "pa.DataType") -> "pa.Array[Any]":
     if values.dtype.kind == "b":
         return pc.equal(from_numpy(values.astype(np.int8), pa.int8()), pa.scalar(1, pa.int8())).cast(kind)
     if values.dtype.kind in "OU":
-        return pa.array([_present(value) for value in values.tolist()], kind)
+        listed = values.tolist()
+        if pa.types.is_string(kind):
+            try:
+                return pa.array(listed, kind)
+            except (pa.ArrowInvalid, pa.ArrowTypeError):  # a NaN among the texts, which stands for null
+                pass
+        return pa.array([_present(value) for value in listed], kind)
     raise ValueError(f"values of numpy type {values.dtype} do not fit a column of type {kind}")
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from penstock.codec.arrow import arrow_schema
 from penstock.plan import OnDemandPlan, WhenPlan, load_function
 from penstock.records import Reason
-from penstock_features.columns import Places, Values, to_arrow
+from penstock_features.columns import Columns, Places, Values, to_arrow
 
 Arrays = list["pa.Array[Any]"]
 FAILED = "feature function failed"
@@ -45,10 +45,9 @@ class VectorFunction:
         except Exception as error:  # noqa: BLE001  # a pipeline's code may raise anything, and one row may be to blame
             if n == 1:
                 return Answer([pa.nulls(0, field.type) for field in self.outputs], np.arange(0), {0: self._why(error)})
-        eager = dict(given) if isinstance(given, dict) else {name: given[name] for name in given}
         middle = n // 2
-        first = self({name: values[:middle] for name, values in eager.items()}, middle)
-        second = self({name: values[middle:] for name, values in eager.items()}, n - middle)
+        first = self(_part(given, 0, middle), middle)
+        second = self(_part(given, middle, n), n - middle)
         return Answer(
             [pa.concat_arrays(pair) for pair in zip(first.arrays, second.arrays, strict=True)],
             np.concatenate([first.rows, second.rows + middle]),
@@ -70,6 +69,12 @@ class VectorFunction:
         return Reason(
             FAILED, f"{self._path} ({self.name}) raised {type(error).__name__}. Run it on this row to see why"
         )
+
+
+def _part(columns: Mapping[str, Values], low: int, high: int) -> Mapping[str, Values]:
+    if isinstance(columns, Columns):
+        return columns.part(low, high)
+    return {name: values[low:high] for name, values in columns.items()}
 
 
 def on_demand(plan: OnDemandPlan) -> VectorFunction:

@@ -48,7 +48,12 @@ class FeaturesStage(Stage):
         self._check(plan)
 
     def _check(self, plan: Plan) -> None:
-        given = {*arrow_schema(self._stage.inputs[0].value.avro).names, *self._features}
+        schema = arrow_schema(self._stage.inputs[0].value.avro)
+        given = {*schema.names, *self._features}
+        for name in {view.key for view in self._views} | {self._stage.next_key, self._label} - {None}:
+            if name not in schema.names:
+                raise PlanError(f"stage {self._stage.name!r} needs {name!r} as a key, which its input does not have")
+            texts(pa.array([], schema.field(name).type))  # raises now and not after the windows were updated
         made = set(given)
         if not self._stage.last and (self._stage.next_key is None or self._next_topic is None):
             raise PlanError(f"stage {self._stage.name!r} is not the last and names no next key. Compile the plan again")

@@ -2,7 +2,7 @@
 
 It is a consumer of its own, so a store that fails or is slow holds up nobody: rows wait here, partitions are paused,
 and readiness says why. The newest offline file says where to resume; the group's offsets are committed for the lag, and
-decide only for a view that is not written offline. Online writes are repeated after a restart; versions make that harmless.
+decide only for a view that is not written offline. Online writes are repeated after a restart; versions make that safe.
 """
 
 import logging
