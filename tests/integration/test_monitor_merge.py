@@ -15,18 +15,24 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.local.resolve import BrokerHandle
+from penstock.models.manifest import PROFILE_FILE, Manifest
+from penstock.models.registry import ModelRegistry
 from penstock.plan import ColumnPlan, EventPlan, ModelPlan, MonitorPlan, Plan, SchemaPlan, ServicePlan, TopicPlan
+from penstock.profiles.reference import ReferenceProfile
 from penstock.profiles.rows import ProfileRow, from_arrow, to_arrow
+from tests.onnx_models import linear
 
 ROOT = Path(__file__).parents[2]
 HOUR = 3_600_000
 DAY = 24 * HOUR
 FEATURES = [f"column{i}" for i in range(12)]
+DRIFTED = "column7"
 PARTITIONS = 4
 RUN = """
 import sys
@@ -76,17 +82,26 @@ def make_plan(prefix: str) -> Plan:
     )
 
 
-def partials(rng: np.random.Generator, hour: int) -> list[ProfileRow]:
-    """What a commit of a monitor may hold: two panes of every feature."""
+def register_reference(plan: Plan, url: Path) -> ReferenceProfile:
+    """A model version whose reference has its values spread evenly over sixteen bins."""
+    rng = np.random.default_rng(0)
+    profile = ReferenceProfile.build(pa.table({name: rng.normal(size=4000) for name in FEATURES}))
+    files = {"model.onnx": linear().SerializeToString(), PROFILE_FILE: profile.save()}
+    ModelRegistry(str(url)).register(Manifest.of(plan, "1.0.0", files), files)
+    return profile
+
+
+def partials(rng: np.random.Generator, hour: int, reference: str) -> list[ProfileRow]:
+    """What a commit of a monitor may hold: two panes of every feature, one of which has drifted."""
     rows = []
     for feature in FEATURES:
         for pane in (hour, hour + 1):
-            bins = rng.integers(0, 50, 16)
+            bins = rng.integers(20, 30, 16) * (np.arange(16) if feature == DRIFTED else 1)
             n = int(bins.sum())
             rows.append(
                 ProfileRow(
-                    feature, "numeric", pane * HOUR, HOUR, model="m", rows=n + 3, nulls=3, bins=bins, n=n,
-                    mean=float(rng.normal()), m2=float(n), min=-1.0, max=1.0,
+                    feature, "numeric", pane * HOUR, HOUR, model="m", reference=reference,
+                    rows=n + 3, nulls=3, bins=bins, n=n, mean=float(rng.normal()), m2=float(n), min=-1.0, max=1.0,
                 )
             )  # fmt: skip
     return rows
@@ -124,7 +139,7 @@ def recount(messages: list[Message], plan: Plan) -> dict[str, Counter]:
     assert not decoded.bad
     counts: dict[str, Counter] = {}
     for row in from_arrow(decoded.rows):
-        of = counts.setdefault(f"{row.model}|{row.version}|{row.feature}||{row.pane // DAY * DAY}", Counter())
+        of = counts.setdefault(f"{row.key}|{row.reference}|{row.pane // DAY * DAY}", Counter())
         of.update(rows=row.rows, nulls=row.nulls, n=row.n)
         of.update(dict(enumerate(row.bins.tolist())))
     return counts
@@ -147,6 +162,7 @@ def test_a_killed_merge_counts_every_committed_partial_once(
     topic_factory("alerts", PARTITIONS)
     path, log = tmp_path / "plan.json", tmp_path / "merge.log"
     plan.save(path)
+    reference = register_reference(plan, tmp_path / "models").id
     value = plan.topic("profiles").value
     assert value is not None
     encoder = AvroEncoder(value.avro, value.id)
@@ -164,7 +180,7 @@ def test_a_killed_merge_counts_every_committed_partial_once(
     def transact(seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            rows = partials(rng, hour=dice.randrange(24 * 5))
+            rows = partials(rng, dice.randrange(24 * 5), reference)
             producer.begin_transaction()
             for row, bytes_ in zip(rows, encoder.encode(to_arrow(rows)), strict=True):
                 producer.produce(topic, bytes_, row.key)
@@ -202,6 +218,10 @@ def test_a_killed_merge_counts_every_committed_partial_once(
             time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+    told = alerts_of(read_committed(plan.topic("alerts").name), plan)
+    assert {(row["feature"], row["kind"]) for row in told.values()} == {(DRIFTED, "drift")}
+    # at least once: a kill may send an alert again, under the same id; the first day has no day before it
+    assert {row["window_start"].day for row in told.values()} >= {2, 3, 4, 5}
     assert len(expected) == len(FEATURES) * 5 or len(expected) == len(FEATURES) * 6
 
 
@@ -214,6 +234,13 @@ def behind(broker: BrokerHandle, plan: Plan, messages: list[Message]) -> list[in
         return [tp.partition for tp in consumer.committed(wanted, 10) if tp.offset <= last[tp.partition]]
     finally:
         consumer.close()
+
+
+def alerts_of(messages: list[Message], plan: Plan) -> dict[str, dict]:
+    value = plan.topic("alerts").value
+    assert value is not None
+    decoded = AvroDecoder(value.avro, plan.schemas.__getitem__).decode([message.value() for message in messages])
+    return {row["alert_id"]: row for row in decoded.rows.to_pylist()}
 
 
 def difference(windows: dict[str, dict], expected: dict[str, Counter]) -> str:

@@ -38,8 +38,9 @@ class Gauges:
     def __init__(self, plan: Plan) -> None:
         self._shown: dict[tuple[str, str, str], int] = {}
         # one measure of each topic stands for its rows
-        self._topics = {SCORE: plan.topic("predictions").name, OUTCOME: plan.topic("outcomes").name}
-        self._topics[plan.service.columns[0].name] = plan.topic("features").name
+        topic = plan.pipeline.__add__
+        self._topics = {SCORE: topic(".predictions"), OUTCOME: topic(".outcomes")}
+        self._topics[plan.service.columns[0].name] = topic(".features")
 
     def count(self, rows: Iterable[ProfileRow]) -> None:
         """Counters of partials that were merged for the first time."""

@@ -1,0 +1,217 @@
+"""The merge without Faust: framed partials to windows, metrics and alerts, from a real registry's reference profile."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from penstock_monitor.merging import Merge
+from penstock_monitor.publish import ALERTS
+from penstock_monitor.references import ReferenceReader, References, ReferenceWatcher
+from penstock_monitor.windows import Window
+from prometheus_client import REGISTRY
+
+from penstock.codec.arrow import arrow_schema
+from penstock.codec.avro import AvroDecoder, AvroEncoder
+from penstock.codec.shapes import parse
+from penstock.models.manifest import PROFILE_FILE, Manifest
+from penstock.models.registry import ModelRegistry
+from penstock.plan import Plan, SchemaPlan, TopicPlan
+from penstock.profiles.partial import ColumnPartials
+from penstock.profiles.reference import ReferenceProfile
+from penstock.profiles.rows import SCHEMA, to_arrow
+from penstock.settings import Settings
+from tests.onnx_models import SCHEMAS, linear
+from tests.onnx_models import plan as small_plan
+
+DAY = 86_400_000
+
+
+def plan() -> Plan:
+    base = small_plan("shop", label=False)
+
+    def topic(name: str, number: int, schema: str) -> TopicPlan:
+        avro = json.loads((SCHEMAS / f"{schema}.avsc").read_text())
+        value = SchemaPlan(subject=f"shop.{name}-value", id=number, avro=avro)
+        return TopicPlan(name=f"shop.{name}", value=value, partitions=1)
+
+    topics = {t.name: t for t in (*base.topics, topic("profiles", 20, "profile"), topic("alerts", 21, "alert"))}
+    for name in ("features", "predictions", "outcomes"):
+        topics.setdefault(f"shop.{name}", TopicPlan(name=f"shop.{name}", partitions=1))
+    monitors = base.monitors.model_copy(
+        update={"pane_ms": DAY, "window_ms": DAY, "idle_ms": 1000, "psi": 0.2, "js": 0.1, "minimum_rows": 100}
+    )
+    schemas = {t.value.id: t.value.avro for t in topics.values() if t.value is not None}
+    return base.model_copy(update={"topics": tuple(topics.values()), "monitors": monitors, "schemas": schemas})
+
+
+def baskets(n: int, shift: float, seed: int) -> pa.RecordBatch:
+    rng = np.random.default_rng(seed)
+    return pa.record_batch(
+        {
+            "amount": rng.normal(shift, 1, n),
+            "count": rng.integers(0, 9, n),
+            "online": pa.array(rng.random(n) < 0.5),
+        }
+    )
+
+
+def registered(url: Path, used: Plan, version: str, service_hash: str | None = None) -> ReferenceProfile:
+    profile = ReferenceProfile.build(baskets(3000, 0.0, 1), model="m", version=version, service_hash=used.service.hash)
+    files = {"model.onnx": linear().SerializeToString(), PROFILE_FILE: profile.save()}
+    manifest = Manifest.of(used, version, files)
+    if service_hash is not None:
+        manifest = manifest.model_copy(update={"feature_service_hash": service_hash})
+    ModelRegistry(str(url)).register(manifest, files)
+    return profile
+
+
+class Table:
+    """What a Faust table is to the merge."""
+
+    def __init__(self) -> None:
+        self.data: dict[bytes, bytes] = {}
+
+    async def keep(self, changes: Any) -> None:
+        for key, partition, value in changes:
+            assert partition == 2
+            if value is None:
+                self.data.pop(key)
+            else:
+                self.data[key] = value
+
+
+class Topic:
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, bytes]] = []
+
+    def send_soon(self, *, key: bytes, value: bytes) -> "asyncio.Future[None]":
+        self.sent.append((key, value))
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.set_result(None)
+        return future
+
+
+def events(used: Plan, profile: ReferenceProfile, day: int, shift: float, first: int) -> list[Any]:
+    partials = ColumnPartials(
+        [("amount", "numeric"), ("count", "numeric"), ("online", "boolean")], profile.columns, DAY, profile.id, "m"
+    )
+    partials.add(baskets(1000, shift, day + 10), np.full(1000, day * DAY + 5))
+    value = used.topic("profiles").value
+    assert value is not None
+    values = AvroEncoder(value.avro, value.id).encode(to_arrow(partials.drain()))
+    return [
+        SimpleNamespace(value=v, message=SimpleNamespace(topic="shop.profiles", partition=2, offset=first + i))
+        for i, v in enumerate(values)
+    ]
+
+
+def gauge(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
+
+
+def test_partials_become_windows_gauges_and_one_alert(tmp_path: Path) -> None:
+    used = plan()
+    profile = registered(tmp_path, used, "1.0.0")
+    table, topic = Table(), Topic()
+
+    async def live() -> None:
+        merge = Merge(used, Settings(models_url=str(tmp_path)), table, topic)
+        merge.recovered()
+        offset = 0
+        for day in range(3):
+            some = events(used, profile, day, shift=1.0, first=offset)
+            offset += len(some)
+            await merge.add(some)
+            await merge.add(some)  # delivered again
+            await merge.close(now=merge._heard + 2)
+        again = Merge(used, Settings(models_url=str(tmp_path)), table, topic)
+        again.recovered()
+        await again.close(now=again._heard + 2)
+        assert len(again.windows) == 9
+
+    asyncio.run(live())
+    windows = [Window.load(value) for value in table.data.values()]
+    assert {window.rows for window in windows} == {1000}
+    assert {window.feature for window in windows if window.over} == {"amount"}
+    drift = gauge("penstock_drift", model="m", feature="amount", statistic="psi")
+    assert drift is not None
+    assert drift > 0.5
+    assert gauge("penstock_null_rate", model="m", feature="count") == 0.0
+    value = used.topic("alerts").value
+    assert value is not None
+    decoded = AvroDecoder(value.avro, used.schemas.__getitem__).decode([v for _, v in topic.sent])
+    rows = decoded.rows.to_pylist()
+    assert [(row["feature"], row["kind"], row["rows"]) for row in rows] == [("amount", "drift", 1000)] * 2
+    assert len({row["alert_id"] for row in rows}) == 2
+    assert topic.sent[0][0] == b"m||amount"
+
+
+def test_a_value_that_is_no_profile_is_left_out_and_the_others_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    used = plan()
+    profile = registered(tmp_path, used, "1.0.0")
+    table = Table()
+
+    async def live() -> None:
+        merge = Merge(used, Settings(models_url=str(tmp_path)), table, Topic())
+        some = events(used, profile, 0, 0.0, first=0)
+        some[1].value = b"\x00\x00\x00\x00\x14garbage"
+        await merge.add(some)
+
+    asyncio.run(live())
+    assert len(table.data) == 2
+    assert "shop.profiles/2@1 is no profile" in caplog.text
+
+
+def test_references_are_the_versions_trained_for_the_plans_features(tmp_path: Path) -> None:
+    used = plan()
+    reader = ReferenceReader(used, Settings(models_url=str(tmp_path)))
+    assert reader.read().newest is None
+    registered(tmp_path, used, "1.0.0")
+    registered(tmp_path, used, "1.2.0")
+    registered(tmp_path, used, "2.0.0", service_hash="other")
+    found = reader.read()
+    assert list(found.by_version) == ["1.0.0", "1.2.0"]
+    assert found.newest is not None
+    assert found.newest.version == "1.2.0"
+    assert found.by_id(found.newest.id) is not None
+
+
+def test_the_watcher_hands_the_stage_what_it_finds_before_the_loop_starts(tmp_path: Path) -> None:
+    used = plan()
+    registered(tmp_path, used, "1.0.0")
+    watcher = ReferenceWatcher(ReferenceReader(used, Settings(models_url=str(tmp_path))), every_s=0.02)
+    taken: list[References] = []
+    stage: Any = SimpleNamespace(use=taken.append)
+    assert watcher.unready() is not None
+    watcher.start()
+    try:
+        while watcher.unready() is not None:
+            time.sleep(0.005)
+        for change in watcher.news():
+            change(stage)
+        assert [list(found.by_version) for found in taken] == [["1.0.0"]]
+        registered(tmp_path, used, "1.1.0")
+        while len(taken) < 2:
+            time.sleep(0.005)
+            for change in watcher.news():
+                change(stage)
+        assert list(taken[1].by_version) == ["1.0.0", "1.1.0"]
+    finally:
+        watcher.close()
+
+
+@pytest.mark.parametrize(("name", "columns"), [("profile", SCHEMA), ("alert", ALERTS)])
+def test_the_columns_in_code_are_those_of_the_avro_schema(name: str, columns: pa.Schema) -> None:
+    declared = arrow_schema(parse(json.loads((SCHEMAS / f"{name}.avsc").read_text())))
+    assert declared.names == columns.names
+    for field in declared:
+        empty = pa.array([], columns.field(field.name).type)
+        assert empty.cast(field.type).type == field.type
