@@ -54,13 +54,16 @@ def test_every_departure_has_its_features_and_everything_broken_is_dead(days: Fl
 
 def in_window(days: Flights, key: str, hours: float, tile_minutes: int) -> Callable[[dict[str, object]], list[float]]:
     """An oracle: the delays that a row's window holds, by looking at every departure."""
-    rows = [r for r in days.departures.to_pylist() if r["dep_delay"] is not None]
+    departed: dict[object, list[tuple[int, float]]] = {}
+    for r in days.departures.to_pylist():
+        if r["dep_delay"] is not None:
+            departed.setdefault(r[key], []).append((ms(r), r["dep_delay"]))
     tile = tile_minutes * 60_000
 
     def delays(row: dict[str, object]) -> list[float]:
         last = ms(row) // tile
         first = last - int(hours * 60 / tile_minutes) + 1
-        return [r["dep_delay"] for r in rows if r[key] == row[key] and first <= ms(r) // tile and ms(r) <= ms(row)]
+        return [delay for at, delay in departed[row[key]] if first <= at // tile and at <= ms(row)]
 
     return delays
 
