@@ -1,5 +1,5 @@
-"""Dead letters: the record that a stage read, byte for byte, with why it could not go on. The header names are Kafka Connect's where it has
-one, so that existing tools read them; ours begin with ``penstock.``.
+"""Dead letters: the record that a stage read, byte for byte, with why it could not go on. The header names are Kafka
+Connect's where it has one, so that existing tools read them; ours begin with ``penstock.``.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """What lies between poll and process: decoding, watermarks, replay, and the merge by event time where a stage re-keys.
 
-The one decision to know: a partition's position moves only over rows that left this module, and a bad row leaves together with
-its neighbours, so that no dead letter is ever sent ahead of the offsets that cover it.
+The one decision to know: a partition's position moves only over rows that left this module, and a bad row leaves
+together with its neighbours, so that no dead letter is ever sent ahead of the offsets that cover it.
 """
 
 from collections import deque
@@ -22,8 +22,9 @@ Places = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TopicReader:
-    """How one input topic is decoded. An event time further ahead of its row's arrival than ``future_ms`` does not move the
-    watermark: the row is about to be rejected, and one of them must not close every window."""
+    """How one input topic is decoded. An event time further ahead of its row's arrival than ``future_ms`` does not move
+    the watermark: the row is about to be rejected, and one of them must not close every window.
+    """
 
     topic: str
     decode: Callable[[Sequence[bytes | None]], Decoded]
@@ -41,8 +42,9 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One batch for ``process`` and what it takes to finish it: the bad rows that go with it, the record behind each row of the batch,
-    and the positions that hold once it is done."""
+    """One batch for ``process`` and what it takes to finish it: the bad rows that go with it, the record behind each
+    row of the batch, and the positions that hold once it is done.
+    """
 
     batch: Batch
     bad: Sequence[tuple[Records, int, BadRow]]
@@ -52,8 +54,9 @@ class Work:
 
 @dataclass(slots=True)
 class _Segment:
-    """Rows of one partition out of one poll. ``rows``: places in ``batch``; ``order``: the time each is merged by; ``bad``: places in
-    ``records``; ``end``: the position after all of them."""
+    """Rows of one partition out of one poll. ``rows``: places in ``batch``; ``order``: the time each is merged by;
+    ``bad``: places in ``records``; ``end``: the position after all of them.
+    """
 
     records: Records
     batch: Batch
@@ -66,7 +69,9 @@ class _Segment:
 
 @dataclass(slots=True)
 class _Lane:
-    """One assigned partition. Rows below ``live_from`` only rebuild state; ``committed`` is the watermark to take up there."""
+    """One assigned partition. Rows below ``live_from`` only rebuild state; ``committed`` is the watermark to take up
+    there.
+    """
 
     live_from: int
     committed: int
@@ -84,8 +89,9 @@ class _Lane:
 
 
 class Intake:
-    """Turns polled records into work. ``merges``: a topic's partitions are merged by event time before they go on; a partition that
-    has more in the log is waited for, ``patience_s`` at the most."""
+    """Turns polled records into work. ``merges``: a topic's partitions are merged by event time before they go on; a
+    partition that has more in the log is waited for, ``patience_s`` at the most.
+    """
 
     def __init__(
         self, readers: Iterable[TopicReader], merges: bool, buffer_rows: int, max_rows: int, patience_s: float = 5.0

@@ -1,4 +1,6 @@
-"""JSON logs on stderr: one object a line, with the trace id when there is one; never a payload, a key or anything of a person."""
+"""JSON logs on stderr: one object a line, with the trace id when there is one; never a payload, a key or anything of a
+person.
+"""
 
 import logging
 import sys

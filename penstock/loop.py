@@ -1,7 +1,8 @@
 """The one loop of every stream processor: poll, decode, process, encode, send, commit.
 
-Outputs, dead letters and offsets are one transaction. An abort never touches a stage's state: the outbox keeps what was sent until it
-is committed. Waiting means that partitions are paused and still polled, so that no membership is ever lost over it.
+Outputs, dead letters and offsets are one transaction. An abort never touches a stage's state: the outbox keeps what was
+sent until it is committed. Waiting means that partitions are paused and still polled, so that no membership is ever
+lost over it.
 """
 
 import gc
@@ -224,7 +225,9 @@ class Loop:
         self._observer.every_second(self.intake, self.transport, now)
 
     def _hold_back(self) -> None:
-        """Keeps a re-keyed topic in order across workers: nobody runs further than half the lateness past the slowest with lag."""
+        """Keeps a re-keyed topic in order across workers: nobody runs further than half the lateness past the slowest
+        with lag.
+        """
         if not self.intake.merges:
             return
         for topic in self._topics:

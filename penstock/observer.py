@@ -1,4 +1,6 @@
-"""What a loop tells the world about itself: metrics and readiness. The loop calls it; nothing here changes what the loop does."""
+"""What a loop tells the world about itself: metrics and readiness. The loop calls it; nothing here changes what the
+loop does.
+"""
 
 import gc
 import resource
@@ -129,7 +131,9 @@ class Observer:
         telemetry.READY.labels(self._stage).set(self._health.ready)
 
     def collect_garbage(self, collect: Callable[[], object]) -> None:
-        """The collector is off in workers, for it would walk thousands of live messages again and again: it runs here, when memory grew."""
+        """The collector is off in workers, for it would walk thousands of live messages again and again: it runs here,
+        when memory grew.
+        """
         if gc.isenabled():
             return
         memory = _resident_bytes()

@@ -1,6 +1,6 @@
-"""The content of the open transaction: encoded outputs, dead letters, drops and positions. It is kept until it is committed, so that
-an abort never touches a stage's state: the same bytes are sent again, less the rows of partitions that are no longer ours and less the
-rows that the broker refused, which become dead letters.
+"""The content of the open transaction: encoded outputs, dead letters, drops and positions. It is kept until it is
+committed, so that an abort never touches a stage's state: the same bytes are sent again, less the rows of partitions
+that are no longer ours and less the rows that the broker refused, which become dead letters.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +21,9 @@ Encode = Callable[[pa.RecordBatch], list[bytes]]
 
 @dataclass(slots=True)
 class _Send:
-    """Rows of one topic as they went to the transport. ``source``: int32[n], rows of ``work.batch``; -1 came from no row."""
+    """Rows of one topic as they went to the transport. ``source``: int32[n], rows of ``work.batch``; -1 came from no
+    row.
+    """
 
     topic: str
     keys: list[Key]
@@ -225,8 +227,10 @@ class Outbox:
         return Output(self._dropped_topic, keys, pa.RecordBatch.from_pydict(columns), rows)
 
     def resend(self, refused: Sequence[Refusal]) -> None:
-        """After an abort: everything again in a new transaction. When the broker refused several rows of one batch, the suspects go one by one
-        first, so that the next refusal names the guilty alone; a guilty row's source becomes a dead letter and leaves all outputs."""
+        """After an abort: everything again in a new transaction. When the broker refused several rows of one batch, the
+        suspects go one by one first, so that the next refusal names the guilty alone; a guilty row's source becomes a
+        dead letter and leaves all outputs.
+        """
         by_send: dict[int, dict[int, str]] = {}
         for refusal in refused:
             by_send.setdefault(refusal.send, {})[refusal.row] = refusal.message
@@ -265,8 +269,10 @@ class Outbox:
         letters.append(self._to_dead(dead, np.array(list(guilty), np.int32), work))
 
     def forget(self, partitions: Iterable[Partition]) -> bool:
-        """Takes the rows of partitions out that are another's now. True when anything was taken out: then the open transaction must be aborted and
-        the rest sent again. Raises ``Fenced`` where absorbed rows cannot be told apart any more."""
+        """Takes the rows of partitions out that are another's now. True when anything was taken out: then the open
+        transaction must be aborted and the rest sent again. Raises ``Fenced`` where absorbed rows cannot be told apart
+        any more.
+        """
         gone = set(partitions)
         if not gone & self.positions.keys():
             return False

@@ -1,5 +1,5 @@
-"""What a person writes: one ``Pipeline(...)`` per folder. Declaring it imports nothing heavy; ``penstock plan`` compiles the
-folder (schemas, Feast definitions, functions) into the JSON plan that workers start from.
+"""What a person writes: one ``Pipeline(...)`` per folder. Declaring it imports nothing heavy; ``penstock plan``
+compiles the folder (schemas, Feast definitions, functions) into the JSON plan that workers start from.
 """
 
 from datetime import timedelta
@@ -19,9 +19,9 @@ class Declared(BaseModel):
 class Label(Declared):
     """The late truth about an event, as it arrives on ``NAME.labels``.
 
-    ``schema_file`` is relative to the pipeline's folder; ``key`` names the field that exists in the event *and* in the label and joins
-    them; ``value`` is the label's field that holds the outcome; ``timestamp`` when it became known; ``horizon`` how long a
-    prediction waits for its label.
+    ``schema_file`` is relative to the pipeline's folder; ``key`` names the field that exists in the event *and* in the
+    label and joins them; ``value`` is the label's field that holds the outcome; ``timestamp`` when it became known;
+    ``horizon`` how long a prediction waits for its label.
     """
 
     schema_file: str = "label.avsc"
@@ -42,8 +42,9 @@ class When(Declared):
 class Model(Declared):
     """The model behind the predictions: ``models/NAME/VERSION`` in the registry.
 
-    ``task``: binary gives one score in [0, 1], a label at ``threshold`` and a confidence max(p, 1 - p); regression gives the
-    score alone. ``fallback`` answers in the model's place when it raises or returns NaN (None: such rows are dead letters).
+    ``task``: binary gives one score in [0, 1], a label at ``threshold`` and a confidence max(p, 1 - p); regression
+    gives the score alone. ``fallback`` answers in the model's place when it raises or returns NaN (None: such rows are
+    dead letters).
     """
 
     name: Name
@@ -53,8 +54,10 @@ class Model(Declared):
 
 
 class Monitors(Declared):
-    """What is watched, in event time: partial profiles per ``pane``, merged into windows of ``window`` that close by watermark or after ``idle``
-    of wall-clock silence. ``baseline`` names a service column whose own ranking the model has to beat (AUC)."""
+    """What is watched, in event time: partial profiles per ``pane``, merged into windows of ``window`` that close by
+    watermark or after ``idle`` of wall-clock silence. ``baseline`` names a service column whose own ranking the model
+    has to beat (AUC).
+    """
 
     pane: timedelta = timedelta(hours=1)
     window: timedelta = timedelta(days=1)
@@ -70,10 +73,11 @@ class Pipeline(Declared):
     """One streaming ML system.
 
     ``timestamp`` and ``event_id`` name fields of the event (no ``event_id``: raw topic-partition-offset is it).
-    ``feature_service`` is ``features:OBJECT``, the Feast FeatureService whose columns the model reads. The entity of the first view
-    keys ``NAME.events``; further entities are chained in the order in which the service names their views.
-    ``lateness`` is how far an event may lag behind its partition's newest and still be counted; ``future`` how far an event time may lie ahead
-    of its arrival before it is a dead letter; ``max_event_bytes`` is checked before anything is decoded.
+    ``feature_service`` is ``features:OBJECT``, the Feast FeatureService whose columns the model reads. The entity of
+    the first view keys ``NAME.events``; further entities are chained in the order in which the service names their
+    views. ``lateness`` is how far an event may lag behind its partition's newest and still be counted; ``future`` how
+    far an event time may lie ahead of its arrival before it is a dead letter; ``max_event_bytes`` is checked before
+    anything is decoded.
     """
 
     name: Name

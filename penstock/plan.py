@@ -1,8 +1,8 @@
-"""The compiled pipeline: everything a worker needs, as one JSON file. Workers load it and nothing else, because importing Feast
-takes seconds and hundreds of megabytes.
+"""The compiled pipeline: everything a worker needs, as one JSON file. Workers load it and nothing else, because
+importing Feast takes seconds and hundreds of megabytes.
 
-Each view and the feature service carry a hash of their own (schema, windows, columns, function source): state belongs to a view's
-hash, a model to the service's. The plan's own hash only names the deployment.
+Each view and the feature service carry a hash of their own (schema, windows, columns, function source): state belongs
+to a view's hash, a model to the service's. The plan's own hash only names the deployment.
 """
 
 import hashlib
@@ -38,7 +38,9 @@ class SchemaPlan(Planned):
 
 
 class TopicPlan(Planned):
-    """A topic that ``penstock topics`` makes and checks. ``value`` is None for topics that hold foreign bytes (raw, dead)."""
+    """A topic that ``penstock topics`` makes and checks. ``value`` is None for topics that hold foreign bytes (raw,
+    dead).
+    """
 
     name: str
     value: SchemaPlan | None = None
@@ -66,8 +68,8 @@ class AggregationPlan(Planned):
 class ViewPlan(Planned):
     """One StreamFeatureView: windows of ``aggregations`` per value of the event's column ``key``.
 
-    ``topic`` is None when the view is written neither online nor offline. ``upstream`` names the views of earlier stages
-    in the chain. ``hash`` covers what the values depend on.
+    ``topic`` is None when the view is written neither online nor offline. ``upstream`` names the views of earlier
+    stages in the chain. ``hash`` covers what the values depend on.
     """
 
     name: str
@@ -151,8 +153,9 @@ class MonitorPlan(Planned):
 
 
 class InputPlan(Planned):
-    """A topic that a stage reads. ``raw`` values are JSON or Avro told apart by the frame, ``avro`` ones always framed Avro.
-    ``event_time`` names the decoded column that holds the event's time. ``value`` is the reader's schema."""
+    """A topic that a stage reads. ``raw`` values are JSON or Avro told apart by the frame, ``avro`` ones always framed
+    Avro. ``event_time`` names the decoded column that holds the event's time. ``value`` is the reader's schema.
+    """
 
     topic: str
     format: Literal["raw", "avro"]
@@ -165,8 +168,9 @@ class InputPlan(Planned):
 class StagePlan(Planned):
     """One group of workers, ``PIPELINE.NAME``.
 
-    ``kind`` (before the dot of the name) finds the service. ``rekeys``: it writes under another key, so the loop merges its partitions by
-    event time. ``views`` are computed here; ``last`` stages of the chain also compute the on-demand views and write the service's columns.
+    ``kind`` (before the dot of the name) finds the service. ``rekeys``: it writes under another key, so the loop merges
+    its partitions by event time. ``views`` are computed here; ``last`` stages of the chain also compute the on-demand
+    views and write the service's columns.
     """
 
     name: str
@@ -203,7 +207,9 @@ class Plan(Planned):
     monitors: MonitorPlan
     feature_store: str | None = None
     schemas: dict[int, AvroSchema] = {}
-    """Every schema of the pipeline's lock by id, older versions too: what a worker resolves writers' ids with before it asks a registry."""
+    """Every schema of the pipeline's lock by id, older versions too: what a worker resolves writers' ids with before it
+    asks a registry.
+    """
 
     @property
     def hash(self) -> str:

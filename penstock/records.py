@@ -19,8 +19,9 @@ Key = bytes | str | None
 Header = tuple[str, bytes | None]
 
 NO_TIME = -(2**62)
-"""The event time or watermark of nothing: smaller than every real one (ms since epoch), yet far enough from int64's end to
-subtract a window from."""
+"""The event time or watermark of nothing: smaller than every real one (ms since epoch), yet far enough from int64's end
+to subtract a window from.
+"""
 
 
 class Partition(NamedTuple):

@@ -1,4 +1,6 @@
-"""Every setting of every worker: one class, environment variables ``PENSTOCK_…``, held equal to ``.env.example`` by a test."""
+"""Every setting of every worker: one class, environment variables ``PENSTOCK_…``, held equal to ``.env.example`` by a
+test.
+"""
 
 from pathlib import Path
 from typing import Literal

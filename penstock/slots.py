@@ -1,5 +1,5 @@
-"""A worker's slot on one machine, held by a file lock, so that two processes never share one transactional id by mistake. Across machines
-the pod's name is the slot and Kafka fences the older holder.
+"""A worker's slot on one machine, held by a file lock, so that two processes never share one transactional id by
+mistake. Across machines the pod's name is the slot and Kafka fences the older holder.
 """
 
 import fcntl

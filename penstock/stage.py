@@ -1,5 +1,5 @@
-"""The one protocol of a stream processor. A stage knows no Kafka, no clock and no I/O, so the same object runs in a unit
-test, in a backfill over Parquet and in production, and two of them can be fused into one process.
+"""The one protocol of a stream processor. A stage knows no Kafka, no clock and no I/O, so the same object runs in a
+unit test, in a backfill over Parquet and in production, and two of them can be fused into one process.
 """
 
 from abc import ABC, abstractmethod
@@ -29,8 +29,9 @@ class Stage(ABC):
         """The fate of every row. In a ``batch.replay`` only state changes count; the result is thrown away."""
 
     def reach(self, topic: str) -> int | None:
-        """How far back in event time (ms) the state of one of the topic's partitions depends on its log, so that replaying that much brings
-        it back; None where rows of the topic leave no state."""
+        """How far back in event time (ms) the state of one of the topic's partitions depends on its log, so that
+        replaying that much brings it back; None where rows of the topic leave no state.
+        """
         return None
 
     def restore(self, partition: Partition, snapshot: bytes | None) -> None:
@@ -72,8 +73,8 @@ class StageKind:
     """What a service registers in the entry-point group ``penstock.stages`` under its kind (``ingest``, ``features``…).
 
     ``build(plan, name)`` makes the stage called ``name`` in the plan (``features.aircraft``). ``companion``, where the
-    stage needs one, is made by ``companion(plan, name, settings)``. ``commit_interval_ms`` replaces the settings' one for
-    stages whose outputs are summaries. A kind that is no loop at all (the Feast writer, the Faust merge) registers
+    stage needs one, is made by ``companion(plan, name, settings)``. ``commit_interval_ms`` replaces the settings' one
+    for stages whose outputs are summaries. A kind that is no loop at all (the Feast writer, the Faust merge) registers
     ``main(plan, name, settings)`` in the group ``penstock.workers`` instead, which runs until SIGTERM.
     """
 

@@ -1,8 +1,9 @@
-"""Kafka through librdkafka: the only module on the hot path that knows confluent_kafka. One static member of a classic cooperative group
-and one transactional producer per worker slot, so that a restarted slot has its partitions back at once.
+"""Kafka through librdkafka: the only module on the hot path that knows confluent_kafka. One static member of a classic
+cooperative group and one transactional producer per worker slot, so that a restarted slot has its partitions back at
+once.
 
-Every rebalance happens inside ``poll``. A rebalance may fire while rows are already in hand, and the broker's fencing checks the generation,
-not the ownership, so rows of a partition that was revoked during a poll are thrown away here.
+Every rebalance happens inside ``poll``. A rebalance may fire while rows are already in hand, and the broker's fencing
+checks the generation, not the ownership, so rows of a partition that was revoked during a poll are thrown away here.
 """
 
 import logging
@@ -55,7 +56,8 @@ _FATAL = {KafkaError._FATAL, KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID, 
 class KafkaTransport:
     """Consumes ``topics`` for ``group`` and produces in transactions named after the slot.
 
-    ``max_message_bytes``: the largest row that any of the output topics takes. Raises ``Fenced`` where the slot has a newer holder.
+    ``max_message_bytes``: the largest row that any of the output topics takes. Raises ``Fenced`` where the slot has a
+    newer holder.
     """
 
     def __init__(self, settings: Settings, group: str, stage: str, max_message_bytes: int = 1_100_000) -> None:
@@ -98,6 +100,8 @@ class KafkaTransport:
         )
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        if self._closed:
+            return
         # an exception must not be lost inside librdkafka's callback: keep it for poll
         try:
             assert self._placement is not None
@@ -114,6 +118,8 @@ class KafkaTransport:
         self._take_away(consumer, lost, lost=True)
 
     def _take_away(self, consumer: Consumer, gone: list[TopicPartition], *, lost: bool) -> None:
+        if self._closed:  # an unassign from inside close() waits for itself; the client does its own
+            return
         partitions = [Partition(p.topic, p.partition) for p in gone]
         self._revoked.update(partitions)
         try:
@@ -265,7 +271,9 @@ class KafkaTransport:
         self._sends, self._refused, self._failed = [], [], []
 
     def _named(self) -> list[Refusal]:
-        """The rows behind the delivery reports: rare, so they are searched for. A whole batch fails when the broker refuses one of its rows."""
+        """The rows behind the delivery reports: rare, so they are searched for. A whole batch fails when the broker
+        refuses one of its rows.
+        """
         named = []
         for topic, value, message in self._failed:
             for number, (sent_to, values) in enumerate(self._sends):
@@ -325,8 +333,9 @@ class KafkaTransport:
         return len(metadata.partitions)
 
     def close(self) -> None:
-        """Keeps the membership: a static member that comes back within the session has its partitions at once. Must be called: a client
-        that is left to the garbage collector blocks the interpreter in its destructor."""
+        """Keeps the membership: a static member that comes back within the session has its partitions at once. Must be
+        called: a client that is left to the garbage collector blocks the interpreter in its destructor.
+        """
         if self._closed:
             return
         self._closed = True

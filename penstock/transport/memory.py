@@ -1,7 +1,7 @@
 """A broker in memory: partitions, transactions, groups and offsets, enough to run a pipeline or a test without Kafka.
 
-It is not a fast fake but a small true one: readers see committed rows only, offsets move with the transaction, a second member of a
-group takes over partitions, and an older member of a slot is fenced.
+It is not a fast fake but a small true one: readers see committed rows only, offsets move with the transaction, a second
+member of a group takes over partitions, and an older member of a slot is fenced.
 """
 
 import itertools

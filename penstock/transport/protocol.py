@@ -1,5 +1,5 @@
-"""What the loop needs of a log with consumer groups and transactions. Kafka and an in-memory broker implement it and pass one
-conformance suite; a client that hands over Arrow buffers can be a third.
+"""What the loop needs of a log with consumer groups and transactions. Kafka and an in-memory broker implement it and
+pass one conformance suite; a client that hands over Arrow buffers can be a third.
 
 Assignments are announced inside ``poll``, on the caller's thread, through the ``Placement`` given to ``subscribe``.
 """
@@ -19,7 +19,9 @@ class Position(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A row that the client or the broker would not take: ``row`` of the ``send`` numbered ``send`` in this transaction."""
+    """A row that the client or the broker would not take: ``row`` of the ``send`` numbered ``send`` in this
+    transaction.
+    """
 
     send: int
     row: int
@@ -27,7 +29,9 @@ class Refusal(NamedTuple):
 
 
 class TransactionAborted(Exception):
-    """The open transaction cannot be committed: call ``abort`` and send its content again. ``refused`` names guilty rows."""
+    """The open transaction cannot be committed: call ``abort`` and send its content again. ``refused`` names guilty
+    rows.
+    """
 
     def __init__(self, message: str, refused: Sequence[Refusal] = ()) -> None:
         super().__init__(message)
@@ -66,8 +70,9 @@ class Transport(Protocol):
     def subscribe(self, topics: Sequence[str], placement: Placement) -> None: ...
 
     def poll(self, max_rows: int, wait_s: float) -> Polled:
-        """At most ``max_rows`` rows; waits up to ``wait_s`` for the first one only. Rows of partitions that were revoked
-        since they were fetched, even if given back, are not among them."""
+        """At most ``max_rows`` rows; waits up to ``wait_s`` for the first one only. Rows of partitions that were
+        revoked since they were fetched, even if given back, are not among them.
+        """
 
     def send(
         self,
@@ -78,8 +83,9 @@ class Transport(Protocol):
         *,
         alone: bool = False,
     ) -> None:
-        """Adds rows to the transaction, opening one if none is. Sends are numbered from 0 in each transaction. ``alone``: each row in
-        a request of its own, so that a refusal names it and not its neighbours."""
+        """Adds rows to the transaction, opening one if none is. Sends are numbered from 0 in each transaction.
+        ``alone``: each row in a request of its own, so that a refusal names it and not its neighbours.
+        """
 
     def commit(self, positions: Mapping[Partition, Position]) -> None:
         """Makes sends and positions visible together. Raises ``TransactionAborted`` or ``Fenced``."""

@@ -85,7 +85,9 @@ class KafkaWorld:
         return self._transports[-1]
 
     def kill(self, transport: Transport) -> None:
-        """As close to kill -9 as one process allows: nothing is aborted, nothing is said; the next holder of the slot fences it."""
+        """As close to kill -9 as one process allows: nothing is aborted, nothing is said; the next holder of the slot
+        fences it.
+        """
 
     def rows(self, topic: str, settled: bool = True) -> list[Committed]:
         return [
@@ -94,7 +96,9 @@ class KafkaWorld:
         ]
 
     def close(self) -> None:
-        """Every client, the killed ones too: one that is left to the garbage collector blocks the interpreter in its destructor."""
+        """Every client, the killed ones too: one that is left to the garbage collector blocks the interpreter in its
+        destructor.
+        """
         for transport in self._transports:
             transport.close()
 

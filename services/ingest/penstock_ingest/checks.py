@@ -1,5 +1,5 @@
-"""The checks a schema declares on its fields, compiled once and run on whole columns: ``minimum``, ``maximum`` and ``pattern`` as JSON
-schema names them, and no NaN or infinity unless the field says ``allowNaN``.
+"""The checks a schema declares on its fields, compiled once and run on whole columns: ``minimum``, ``maximum`` and
+``pattern`` as JSON schema names them, and no NaN or infinity unless the field says ``allowNaN``.
 """
 
 from collections.abc import Callable

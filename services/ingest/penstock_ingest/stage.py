@@ -1,5 +1,5 @@
-"""Raw records to valid events keyed by their first entity, and labels to outcomes keyed by their label key. What does not pass is a reject with
-a reason that a person understands.
+"""Raw records to valid events keyed by their first entity, and labels to outcomes keyed by their label key. What does
+not pass is a reject with a reason that a person understands.
 """
 
 import numpy as np
