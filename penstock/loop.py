@@ -21,7 +21,7 @@ from penstock.outbox import Outbox, UnencodableError
 from penstock.records import Batch, Output, Partition, Reason, Result
 from penstock.schemas.registry import TransientLookupError
 from penstock.stage import Companion, Stage
-from penstock.transport.protocol import Position, Transport, TransactionAborted
+from penstock.transport.protocol import Position, TransactionAborted, Transport
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Loop:
         self._stopping = True
 
     def run(self) -> None:
-        """Returns after ``stop``. Raises what stops a worker for good; nothing uncommitted has been made visible then."""
+        """Returns after ``stop``. Raises what stops a worker for good; nothing uncommitted is visible then."""
         if self.companion is not None:
             self.companion.start()
         try:
@@ -164,7 +164,7 @@ class Loop:
             return Result()
         try:
             return self.stage.process(batch)
-        except Exception as error:  # noqa: BLE001  # whatever a stage raises, one row is to blame and the others go on
+        except Exception as error:  # whatever a stage raises, one row is to blame and the others go on
             if len(batch) == 1:
                 log.warning("a row could not be processed: %s", type(error).__name__, exc_info=error)
                 return Result(rejects={0: Reason("stage failed", f"{type(error).__name__}: {error}")})
@@ -283,8 +283,8 @@ class Loop:
                 live = Position(low, live.watermark)
             if live.offset > high:
                 raise IncompleteLogError(
-                    f"{partition}: the group committed {live.offset}, but the log ends at {high}: the topic was made anew. "
-                    "Reset the group's offsets or give the pipeline a new name"
+                    f"{partition}: the group committed {live.offset}, but the log ends at {high}: the topic was made"
+                    " anew. Reset the group's offsets or give the pipeline a new name"
                 )
             start = self._replay_start(partition, live, low)
             self.stage.restore(partition, None)
@@ -304,7 +304,7 @@ class Loop:
         if start == low > 0 and not self._pace.allow_incomplete_windows:
             raise IncompleteLogError(
                 f"{partition}: the log begins at offset {low} and may not reach back to where the windows begin. "
-                "Raise the topic's retention.ms, or set PENSTOCK_ALLOW_INCOMPLETE_WINDOWS=true to go on with what is left"
+                "Raise the topic's retention.ms, or set PENSTOCK_ALLOW_INCOMPLETE_WINDOWS=true to go on with the rest"
             )
         return start
 

@@ -63,7 +63,7 @@ class UnencodableError(Exception):
 
 
 class Outbox:
-    """``encoders`` by topic; ``raw_topic`` names the topic that origins refer to; ``details`` go into each dead letter."""
+    """``encoders`` by topic; ``raw_topic`` is the topic that origins refer to; ``details`` go into each dead letter."""
 
     def __init__(
         self,
@@ -257,7 +257,8 @@ class Outbox:
         guilty = {int(send.source[row]): message for row, message in rows.items()}
         if send.work is None or -1 in guilty:
             raise Fenced(
-                f"{send.topic}: {next(iter(rows.values()))}: a row of {self._stage}'s own making was refused. Raise the topic's max.message.bytes"
+                f"{send.topic}: {next(iter(rows.values()))}: a row of {self._stage}'s own making was refused."
+                " Raise the topic's max.message.bytes"
             )
         work = send.work
         for other in self._sends:
@@ -278,7 +279,7 @@ class Outbox:
             return False
         if self._absorbs:
             raise Fenced(
-                f"{self._stage}: {sorted(gone)} were lost with rows absorbed into its summaries; the worker starts afresh"
+                f"{self._stage}: {sorted(gone)} were lost with rows absorbed into its summaries; the worker starts anew"
             )
         for send in self._sends:
             if send.work is None:

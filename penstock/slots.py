@@ -29,7 +29,7 @@ class Slot:
             holder = self._file.read().strip() or "unknown"
             self._file.close()
             raise SlotTaken(
-                f"slot {self._name} is held by process {holder}. Give this worker another PENSTOCK_SLOT, or stop that one"
+                f"slot {self._name} is held by process {holder}. Give this worker another PENSTOCK_SLOT or stop that"
             ) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))

@@ -35,7 +35,7 @@ class _Group:
 
 
 class MemoryBroker:
-    """Topics by name; ``now`` gives append times in ms. ``refuses(topic, row)`` returns why a row is refused, or None."""
+    """Topics by name; ``now`` gives append times in ms. ``refuses(topic, row)`` says why a row is refused, or None."""
 
     def __init__(self, now: Callable[[], int] = lambda: int(time.time() * 1000)) -> None:
         self.logs: dict[str, list[list[Row | None]]] = {}  # None marks where a transaction ended, as Kafka's markers do

@@ -31,7 +31,7 @@ class FieldCheck:
 
 
 def declared_checks(schema: AvroSchema) -> list[FieldCheck]:
-    """The checks of a record schema's fields, in field order. Raises ``PlanError`` where a declaration makes no sense."""
+    """The checks of a record schema's fields, in field order. Raises ``PlanError`` for one that makes no sense."""
     checks = []
     for field in schema["fields"]:
         name, base = field["name"], _base_type(field["type"])
