@@ -5,6 +5,7 @@ independent of each other, and the same answer when stock Feast calls the view.
 import math
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -40,7 +41,8 @@ def check_functions(
 def sample_columns(plan: Plan, events: pa.RecordBatch, seed: int) -> Columns:
     """The event's columns as workers hand them over, and made-up windowed features with nulls among them."""
     rng = np.random.default_rng(seed)
-    columns = {name: as_numpy(events.column(name)) for name in events.schema.names}
+    # copies, because memory of Arrow's cannot be written to and a change would only be an exception
+    columns = {name: as_numpy(events.column(name)).copy() for name in events.schema.names}
     for view in plan.views:
         for aggregation in view.aggregations:
             if aggregation.function == "count":
@@ -106,7 +108,8 @@ class _Unfit(Exception):
 
 
 def _call(path: str, inputs: Columns, outputs: tuple[ColumnPlan, ...] | None, n: int) -> Columns:
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy warns of an empty mean; workers are not stopped by it either
         found = load_function(path)(dict(inputs))
     given: Mapping[str, Any] = {"the answer": found} if outputs is None else found
     if not isinstance(given, Mapping):
