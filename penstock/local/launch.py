@@ -2,23 +2,31 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from penstock.local import leash
 
 
 def launch(
-    command: Sequence[str], folder: Path, log_path: Path, *, detached: bool = False
+    command: Sequence[str],
+    folder: Path,
+    log_path: Path,
+    *,
+    detached: bool = False,
+    append: bool = False,
+    environ: Mapping[str, str] | None = None,
 ) -> tuple[subprocess.Popen[str], int | None]:
     """The leash's process and the command's pid (None if it could not be started); `folder` is where it runs.
 
-    The leash ends with the command. To end the command, signal it or close the leash's stdin.
+    The leash ends with the command. To end the command, signal it or close the leash's stdin. `append` keeps what the
+    log holds; `environ` is the command's environment, this process' own if not given.
     """
-    with log_path.open("wb") as log:
+    with log_path.open("ab" if append else "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", leash.__file__, "release" if detached else "keep", *command],
             cwd=folder,
+            env=environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -1,0 +1,160 @@
+"""How far every stage of a plan has come, read from the broker: log ends, committed offsets, and the event-time
+watermarks that travel in the offsets' metadata. A client of its own, so that it holds whatever the workers say of
+themselves.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from penstock.plan import Plan, StagePlan
+from penstock.records import Partition
+from penstock.settings import Settings
+from penstock.topics import admin_client
+from penstock.transport.protocol import Position
+
+MARKER = 1
+"""A transaction's marker at the end of a log is never committed by a consumer: it is no lag."""
+TIMEOUT_S = 15.0
+NOT_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE)
+PATIENCE_S = 2 * TIMEOUT_S
+"""The request ends by itself before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offsets:
+    """One look. ``ends``: end offset of every partition; ``committed``: by stage and partition of its inputs."""
+
+    at: float
+    ends: Mapping[Partition, int]
+    committed: Mapping[str, Mapping[Partition, Position]]
+
+    def end(self, topic: str) -> int:
+        """End offsets of the topic's partitions, summed."""
+        return sum(end for partition, end in self.ends.items() if partition.topic == topic)
+
+    def lag(self, stage: StagePlan) -> dict[str, int]:
+        """Rows that the stage has not committed, by input topic; markers at the end are left out."""
+        found = {}
+        for source in stage.inputs:
+            left = (self._left(stage.name, partition) for partition in self.ends if partition.topic == source.topic)
+            found[source.topic] = sum(rows for rows in left if rows > MARKER)
+        return found
+
+    def watermark(self, stage: StagePlan) -> int | None:
+        """Smallest watermark (ms since epoch) of the stage's partitions that have lag, None where one of them has
+        committed nothing yet; ``FAR`` without lag."""
+        slowest = FAR
+        for source in stage.inputs:
+            for partition in self.ends:
+                if partition.topic != source.topic or self._left(stage.name, partition) <= MARKER:
+                    continue
+                at = self.committed[stage.name].get(partition)
+                if at is None:
+                    return None
+                slowest = min(slowest, at.watermark)
+        return slowest
+
+    def _left(self, stage: str, partition: Partition) -> int:
+        at = self.committed[stage].get(partition)
+        return self.ends[partition] - (at.offset if at is not None else 0)
+
+
+FAR = 2**62
+"""The watermark of a stage that has read all there is."""
+
+
+class OffsetReader:
+    """Reads ``Offsets`` of a plan; one request for all ends, one for each group."""
+
+    def __init__(self, plan: Plan, settings: Settings) -> None:
+        self._plan = plan
+        self._admin: AdminClient = admin_client(settings)
+        self._latest = {
+            TopicPartition(topic.name, number): OffsetSpec.latest()
+            for topic in plan.topics
+            for number in range(topic.partitions)
+        }
+
+    def read(self, stages: list[StagePlan] | None = None) -> Offsets:
+        """Offsets of ``stages`` (all if not given). Raises ``KafkaException`` when the broker does not answer."""
+        groups = [stage.name for stage in stages or self._plan.stages]
+        # committed before ends: a row that arrives in between counts as lag, never the other way round
+        asked = {
+            name: self._admin.list_consumer_group_offsets(
+                [ConsumerGroupTopicPartitions(self._plan.group(name))], request_timeout=TIMEOUT_S
+            )[self._plan.group(name)]
+            for name in groups
+        }
+        committed = {
+            name: {
+                Partition(at.topic, at.partition): Position(at.offset, int(at.metadata) if at.metadata else 0)
+                for at in answer.result(PATIENCE_S).topic_partitions
+                if at.offset >= 0
+            }
+            for name, answer in asked.items()
+        }
+        return Offsets(time.monotonic(), self.ends(), committed)
+
+    def ends(self) -> dict[Partition, int]:
+        """End offset of every partition of the plan's topics. Raises ``KafkaException``."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            asked = self._admin.list_offsets(self._latest, request_timeout=TIMEOUT_S)
+            try:
+                return {Partition(p.topic, p.partition): answer.result(PATIENCE_S).offset for p, answer in asked.items()}
+            except KafkaException as error:
+                # the leaders of topics that were made just now may not know it yet
+                if not error.args[0].retriable() and error.args[0].code() not in NOT_YET or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+
+@dataclass(slots=True)
+class Watch:
+    """Looks again and again on a thread of its own, so that whoever needs the newest look never waits for it.
+
+    ``stages``: those whose watermarks bound a replay. ``sent()``: how many messages were produced to the topics of
+    ``inputs`` so far, delivered or not, and the event time of the newest.
+    """
+
+    reader: OffsetReader
+    stages: list[StagePlan]
+    inputs: list[str]
+    sent: Callable[[], tuple[int, int]]
+    every_s: float = 0.05
+    _slowest: int | None = None
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="offsets", daemon=True)
+        self._thread.start()
+
+    def slowest(self) -> int | None:
+        """Smallest event time (ms since epoch) up to which any of the stages has committed, that of the newest message
+        when all have read all; None while nothing is known."""
+        return self._slowest
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self.every_s):
+            sent, newest = self.sent()  # before the look: what comes after it is not known to have been read
+            try:
+                look = self.reader.read(self.stages)
+            except KafkaException:
+                continue  # the next look may succeed; until then the last one holds the replay back
+            found = [look.watermark(stage) for stage in self.stages]
+            slowest = None if None in found else min(watermark for watermark in found if watermark is not None)
+            if slowest == FAR:
+                # what is on its way to the log has not been read either
+                slowest = newest if sum(map(look.end, self.inputs)) >= sent else self._slowest
+            self._slowest = slowest

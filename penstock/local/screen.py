@@ -1,0 +1,119 @@
+"""What the demo shows while it runs: the numbers, and where they are written to."""
+
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from penstock.local.offsets import Offsets
+from penstock.local.scrape import Sample, by_label
+from penstock.local.tail import RECENT, Tail
+from penstock.plan import Plan
+
+LINE_EVERY_S = 5.0
+
+
+@dataclass(slots=True)
+class Status:
+    """The state of a run, refreshed once a second. ``first``, ``last``: ms since epoch, what is replayed."""
+
+    plan: Plan
+    began: float
+    first: int
+    last: int
+    total: int
+    look: Offsets | None = None
+    before: Offsets | None = None
+    sent: Any = None
+    samples: list[Sample] = field(default_factory=list)
+    percentiles: tuple[float, float] | None = None
+    results: dict[str, float] = field(default_factory=dict)
+    joined: int = 0
+    _changed: dict[str, float] = field(default_factory=dict)
+
+    def update(self, look: Offsets, sent: Any, tail: Tail) -> None:
+        for topic in self.plan.topics:
+            if self.look is None or self.look.end(topic.name) != look.end(topic.name):
+                self._changed[topic.name] = look.at
+        self.before, self.look, self.sent = self.look, look, sent
+        self.percentiles = tail.latency.percentiles(RECENT)
+        self.joined, self.results = len(tail.scores), tail.scores.results()
+
+    def rate(self, topic: str) -> float:
+        """Offsets per second since the last look, markers included."""
+        if self.look is None or self.before is None:
+            return 0.0
+        return (self.look.end(topic) - self.before.end(topic)) / max(0.001, self.look.at - self.before.at)
+
+    def silent(self, suffix: str) -> float:
+        """Seconds since the topic last changed."""
+        return time.monotonic() - self._changed.get(self.plan.topic(suffix).name, time.monotonic())
+
+    def lag(self) -> dict[str, int]:
+        """Rows not yet committed, by stage."""
+        if self.look is None:
+            return {}
+        return {stage.name: sum(self.look.lag(stage).values()) for stage in self.plan.stages}
+
+    def lags(self) -> str:
+        return ", ".join(f"{stage} {rows}" for stage, rows in self.lag().items() if rows) or "no lag"
+
+    @property
+    def date(self) -> str:
+        """The day that is being replayed."""
+        stamp = self.sent.time if self.sent is not None and self.sent.time else self.first
+        return datetime.fromtimestamp(stamp / 1000, UTC).strftime("%Y-%m-%d")
+
+    def dead(self) -> dict[str, int]:
+        return {reason: int(n) for reason, n in by_label(self.samples, "penstock_dead_letters", "reason").items()}
+
+    def drifted(self, most: int = 5) -> list[tuple[str, float]]:
+        """Features by PSI in their last closed window."""
+        found = [
+            (sample.labels["feature"], sample.value)
+            for sample in self.samples
+            if sample.name == "penstock_drift" and sample.labels["statistic"] == "psi"
+        ]
+        return sorted(found, key=lambda pair: -pair[1])[:most]
+
+
+class Screen(Protocol):
+    """Where a run is shown."""
+
+    def line(self, text: str) -> None:
+        """Something happened, once."""
+
+    def show(self, status: Status) -> None:
+        """The newest state, about once a second."""
+
+
+class Lines:
+    """Without a terminal: a line for what happens, and one of progress every few seconds."""
+
+    def __init__(self, every_s: float = LINE_EVERY_S) -> None:
+        self._every_s, self._shown = every_s, 0.0
+
+    def line(self, text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def show(self, status: Status) -> None:
+        if time.monotonic() - self._shown >= self._every_s:
+            self._shown = time.monotonic()
+            self.line(" · ".join(parts(status)))
+
+
+def parts(status: Status) -> Iterable[str]:
+    """The state in a few words each."""
+    sent = status.sent
+    yield status.date
+    yield f"{sent.events + sent.labels:,} of {status.total:,} sent"
+    yield f"{status.rate(status.plan.topic('raw').name):,.0f} events/s"
+    if status.percentiles is not None:
+        yield "p50 {:.0f} ms, p99 {:.0f} ms".format(*status.percentiles)
+    if {"auc", "baseline_auc"} <= status.results.keys():
+        yield f"AUC {status.results['auc']:.3f}, delay alone {status.results['baseline_auc']:.3f}"
+    yield f"{sum(status.dead().values())} dead letters"
+    yield f"lag: {status.lags()}"

@@ -1,0 +1,172 @@
+"""Follows the end of two topics while a replay runs: predictions, for how long a raw message takes until a
+read_committed reader has its prediction, and outcomes, for how well the model does so far.
+
+Cheap on purpose, for it shares the cores with what it watches: it waits for predictions at one partition only, and
+decodes what it has in batches, once a second.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
+
+from penstock.codec.avro import AvroDecoder
+from penstock.plan import Plan
+from penstock.profiles.ranking import auc
+from penstock.settings import Settings
+from penstock.worker import schema_lookup
+
+Floats = npt.NDArray[np.float64]
+DECODE_EVERY_S = 1.0
+RECENT = 20_000
+"""Latencies that the live view's percentiles look back on."""
+
+
+@dataclass(slots=True)
+class Latency:
+    """``at``: seconds since epoch when a prediction was read; ``ms``: since its raw record was appended."""
+
+    at: list[Floats] = field(default_factory=list)
+    ms: list[Floats] = field(default_factory=list)
+
+    def all(self) -> tuple[Floats, Floats]:
+        none = np.empty(0)
+        return np.concatenate([none, *self.at]), np.concatenate([none, *self.ms])
+
+    def percentiles(self, recent: int | None = None) -> tuple[float, float] | None:
+        """p50 and p99 in ms; None before the first prediction."""
+        _, ms = self.all()
+        ms = ms[-recent:] if recent else ms
+        if not len(ms):
+            return None
+        p50, p99 = np.percentile(ms, [50, 99])
+        return float(p50), float(p99)
+
+
+class Scoreboard:
+    """Predictions that met their label so far, in the order in which they met."""
+
+    def __init__(self) -> None:
+        self._scores: dict[str, tuple[float, float, bool]] = {}
+        self._truth: dict[str, float] = {}
+        self._met: list[tuple[float, float, bool, float]] = []
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        """``rows``: as on ``NAME.outcomes``."""
+        columns = [rows.column(name).to_pylist() for name in ("kind", "label_key", "score", "baseline", "label", "value")]
+        nan = float("nan")
+        for kind, key, score, baseline, label, value in zip(*columns, strict=True):
+            if kind == "prediction":
+                facts = (nan if score is None else score, nan if baseline is None else baseline, label == "1")
+                if (truth := self._truth.pop(key, None)) is None:
+                    self._scores[key] = facts
+                else:
+                    self._met.append((*facts, truth))
+            elif (found := self._scores.pop(key, None)) is None:
+                self._truth[key] = value
+            else:
+                self._met.append((*found, value))
+
+    def __len__(self) -> int:
+        return len(self._met)
+
+    def results(self) -> dict[str, float]:
+        """``accuracy``, ``majority`` (of always saying the commoner class), ``auc`` and ``baseline_auc``, where known."""
+        if not self._met:
+            return {}
+        scores, baseline, guess, truth = np.array(self._met, np.float64).T
+        positive = truth >= 0.5
+        rate = float(positive.mean())
+        found = {
+            "accuracy": float(((guess > 0.5) == positive).mean()),
+            "majority": max(rate, 1 - rate),
+            "auc": auc(scores, truth),
+            "baseline_auc": auc(baseline, truth),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class Tail:
+    """Follows ``plan``'s predictions and outcomes from their beginning until ``stop``."""
+
+    def __init__(self, plan: Plan, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self.latency, self.scores = Latency(), Scoreboard()
+        self._plan, self._settings, self._clock = plan, settings, clock
+        self._stopping = threading.Event()
+        self._threads = []
+        if plan.model is not None:
+            self._threads.append(threading.Thread(target=self._follow_predictions, name="latency", daemon=True))
+            if plan.label is not None:
+                self._threads.append(threading.Thread(target=self._follow_outcomes, name="outcomes", daemon=True))
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _follow_predictions(self) -> None:
+        topic = self._plan.topic("predictions")
+        consumer, decoder = self._open(topic.name, [0], ("ingest_time",), wait_ms=10)
+        waiting: list[tuple[float, list[Message]]] = []
+        decoded = self._clock()
+        try:
+            while not self._stopping.is_set():
+                messages = consumer.consume(1, 0.1)
+                if messages:
+                    messages += consumer.consume(5_000, 0)
+                    waiting.append((self._clock(), messages))
+                if waiting and self._clock() - decoded >= DECODE_EVERY_S:
+                    self._measure(decoder, waiting)
+                    waiting, decoded = [], self._clock()
+            self._measure(decoder, waiting)
+        finally:
+            consumer.close()
+
+    def _measure(self, decoder: AvroDecoder, waiting: list[tuple[float, list[Message]]]) -> None:
+        values = [message.value() for _, messages in waiting for message in messages if message.error() is None]
+        if not values:
+            return
+        counts = [sum(message.error() is None for message in messages) for _, messages in waiting]
+        read = np.repeat([at for at, _ in waiting], counts)
+        appended = decoder.decode(values).rows.column(0).cast(pa.int64()).to_numpy()
+        self.latency.at.append(read)
+        self.latency.ms.append(read * 1000 - appended)
+
+    def _follow_outcomes(self) -> None:
+        topic = self._plan.topic("outcomes")
+        columns = ("kind", "label_key", "score", "label", "baseline", "value")
+        consumer, decoder = self._open(topic.name, list(range(topic.partitions)), columns, wait_ms=500)
+        try:
+            while not self._stopping.wait(DECODE_EVERY_S):
+                while values := [m.value() for m in consumer.consume(20_000, 0) if m.error() is None]:
+                    self.scores.add(decoder.decode(values).rows)
+        finally:
+            consumer.close()
+
+    def _open(self, topic: str, partitions: list[int], columns: tuple[str, ...], wait_ms: int) -> tuple[Consumer, AvroDecoder]:
+        consumer = Consumer(
+            {
+                **self._settings.kafka(),
+                "group.id": f"tail-{uuid4().hex}",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "fetch.wait.max.ms": wait_ms,
+                "fetch.min.bytes": 1 if wait_ms < 100 else 65_536,
+                "fetch.queue.backoff.ms": 5,
+            }
+        )
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+        value = self._plan.named(topic).value
+        assert value is not None
+        narrow = value.avro | {"fields": [f for f in value.avro["fields"] if f["name"] in columns]}
+        return consumer, AvroDecoder(narrow, schema_lookup(self._plan, self._settings))
