@@ -5,7 +5,7 @@ vectorised checks. Anything else is taken apart: rows are grouped by schema id, 
 its bad rows, and the others are read again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,8 +142,7 @@ class AvroDecoder:
             bad[i] = BadRow("too large", f"{lengths[i]} bytes, and at most {MAX_VALUE_BYTES} are decoded.", int(ids[i]))
         ids = np.where(large, -1, ids)
         parts = []
-        for schema_id in np.unique(ids[ids >= 0]).tolist():
-            rows = np.flatnonzero(ids == schema_id)
+        for schema_id, rows in _by_id(ids):
             writer = self._writer(schema_id)
             if isinstance(writer, BadRow):
                 bad.update(dict.fromkeys(rows.tolist(), writer))
@@ -173,6 +172,16 @@ class AvroDecoder:
             writer = BadRow("unresolvable schema", f"schema id {schema_id}: {error}", schema_id)
         self._writers[schema_id] = writer
         return writer
+
+
+def _by_id(ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, Positions]]:
+    """Each id that is not negative and the rows that have it, in order."""
+    order = np.argsort(ids, kind="stable")
+    order = order[np.searchsorted(ids[order], 0) :]
+    # one sort for all, since garbage may have as many ids as rows
+    for rows in np.split(order, np.flatnonzero(np.diff(ids[order])) + 1):
+        if len(rows):
+            yield int(ids[rows[0]]), rows
 
 
 def _frame_faults(

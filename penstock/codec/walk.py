@@ -17,6 +17,8 @@ from penstock.codec.shapes import Array, Enum, Map, Primitive, Record, Shape, Un
 MALFORMED = "truncated or malformed avro"
 TRAILING = "trailing bytes"
 _FEW = 16
+# a step costs some 100 µs however few rows it moves, and a value of 16 MiB may hold as many items
+_MOST_STEPS = 1000
 _Rows = npt.NDArray[np.intp]
 
 
@@ -134,8 +136,10 @@ class _Walk:
     def blocks(self, rows: _Rows, items: tuple[Shape, ...], path: str) -> _Rows:
         done: list[_Rows] = []
         left = np.zeros(len(self.at), np.int64)
+        steps = 0
         while len(rows):
-            if len(rows) <= _FEW and len(self.at) > _FEW:
+            steps += 1
+            if steps > _MOST_STEPS or (len(rows) <= _FEW and len(self.at) > _FEW):
                 self.undecided.append(rows)
                 break
             fresh = rows[left[rows] == 0]

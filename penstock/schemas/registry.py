@@ -5,6 +5,7 @@ registry says does not exist makes a row bad. The two are different exceptions, 
 """
 
 import json
+import time
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,9 @@ from penstock.settings import Settings
 LEVEL = "FULL_TRANSITIVE"
 _UNKNOWN_SUBJECT, _UNKNOWN_VERSION, _UNKNOWN_SCHEMA = 40401, 40402, 40403
 TIMEOUT_S = 5.0
+UNKNOWN_FOR_S = 10.0
+"""Seconds until an id that the registry did not know is asked for again: garbage must not become a flood of requests."""
+_MOST_UNKNOWN = 10_000
 
 
 class TransientLookupError(Exception):
@@ -56,6 +60,11 @@ class LockRegistry:
 
     def __init__(self, lock: SchemaLock) -> None:
         self._lock = lock
+        self._seen = self._size()
+
+    def _size(self) -> int:
+        path = self._lock.path
+        return path.stat().st_size if path is not None and path.exists() else 0
 
     @classmethod
     def at(cls, path: Path | str) -> "LockRegistry":
@@ -67,8 +76,9 @@ class LockRegistry:
             return self._lock.schema(schema_id)
         except KeyError:
             pass
-        if self._lock.path is not None:
-            # another process may have appended since
+        if self._lock.path is not None and self._size() != self._seen:
+            # another process has appended since
+            self._seen = self._size()
             self._lock = SchemaLock.load(self._lock.path)
         try:
             return self._lock.schema(schema_id)
@@ -111,6 +121,7 @@ class ConfluentRegistry:
         # its connections stay open otherwise
         self._close = weakref.finalize(self, self._client.close)
         self._schemas: dict[int, dict[str, Any]] = {}
+        self._unknown: dict[int, float] = {}
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "ConfluentRegistry":
@@ -130,10 +141,19 @@ class ConfluentRegistry:
 
     def schema(self, schema_id: int) -> dict[str, Any]:
         known = self._schemas.get(schema_id)
-        if known is None:
+        if known is not None:
+            return known
+        if self._unknown.get(schema_id, 0.0) > time.monotonic():
+            raise UnknownSchemaId(f"schema id {schema_id} is not in the registry {self.url}.")
+        try:
             with self._asking(f"schema id {schema_id}"):
                 known = _parsed(self._client.get_schema(schema_id))
-            self._schemas[schema_id] = known
+        except UnknownSchemaId:
+            if len(self._unknown) >= _MOST_UNKNOWN:
+                self._unknown.clear()
+            self._unknown[schema_id] = time.monotonic() + UNKNOWN_FOR_S
+            raise
+        self._schemas[schema_id] = known
         return known
 
     def register(self, subject: str, schema: Mapping[str, Any]) -> int:

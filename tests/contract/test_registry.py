@@ -3,6 +3,7 @@ API).
 """
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,21 @@ def test_the_command_registers_every_version_of_a_lock(apicurio: Apicurio, tmp_p
     told = json.loads(result.output)["registered"]
     assert [(one["subject"], one["version"]) for one in told] == [(subject, 1), (subject, 2)]
     assert [registry.schema(one["id"]) for one in told] == [flight(), flight(GATE)]
+
+
+def test_an_unknown_id_is_not_asked_for_again_at_once_but_later(
+    apicurio: Apicurio, subject: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.schemas.registry.UNKNOWN_FOR_S", 0.5)
+    registry = ConfluentRegistry(apicurio.url)
+    # content of its own, since equal schemas share an id across subjects
+    first, second = ({**flight(*more), "doc": subject} for more in ([], [GATE]))
+    next_id = registry.register(subject, first) + 1
+    with pytest.raises(UnknownSchemaId):
+        registry.schema(next_id)
+
+    assert ConfluentRegistry(apicurio.url).register(subject, second) == next_id
+    with pytest.raises(UnknownSchemaId):
+        registry.schema(next_id)
+    time.sleep(0.6)
+    assert registry.schema(next_id) == second

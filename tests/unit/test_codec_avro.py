@@ -296,3 +296,26 @@ def test_a_value_over_the_limit_is_bad_and_the_others_are_read(monkeypatch: pyte
 
     assert decoded.bad[2].reason == "too large"
     assert decoded.rows.num_rows == 2
+
+
+def test_garbage_with_an_id_of_its_own_in_every_row_is_bad_row_by_row() -> None:
+    asked = []
+
+    def lookup(schema_id: int) -> dict[str, Any]:
+        asked.append(schema_id)
+        raise UnknownSchemaId(schema_id)
+
+    decoded = AvroDecoder(CARD, lookup).decode([prefix(9000 - i) + b"x" for i in range(500)])
+
+    assert {i: bad.schema_id for i, bad in decoded.bad.items()} == {i: 9000 - i for i in range(500)}
+    assert sorted(set(asked)) == list(range(8501, 9001))
+
+
+def test_long_arrays_beside_a_bad_row_are_read() -> None:
+    schema = {"type": "record", "name": "R", "fields": [{"name": "a", "type": {"type": "array", "items": "int"}}]}
+    long = prefix(7) + written(schema, {"a": list(range(3000))})
+
+    decoded = decoder(schema).decode([long] * 20 + [prefix(7) + b"\x02"])
+
+    assert list(decoded.bad) == [20]
+    assert decoded.rows["a"].to_pylist() == [list(range(3000))] * 20
