@@ -23,7 +23,7 @@ LEVEL = "FULL_TRANSITIVE"
 _UNKNOWN_SUBJECT, _UNKNOWN_VERSION, _UNKNOWN_SCHEMA = 40401, 40402, 40403
 TIMEOUT_S = 5.0
 UNKNOWN_FOR_S = 10.0
-"""Seconds until an id that the registry did not know is asked for again: garbage must not become a flood of requests."""
+"""Seconds until an id that the registry did not know is asked for again: garbage must not flood it with requests."""
 _MOST_UNKNOWN = 10_000
 
 
