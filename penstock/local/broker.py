@@ -148,7 +148,7 @@ class EmbeddedBroker:
         port = self.port or (former.port if former and is_free(former.port) else free_port())
         return BrokerState(
             kafka=KAFKA_VERSION,
-            cluster_id=former.cluster_id if former else base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22],
+            cluster_id=former.cluster_id if former else _new_cluster_id(),
             port=port,
             controller_port=free_port(),
         )
@@ -252,6 +252,13 @@ def _refuse_unusable(data_dir: Path, former: BrokerState | None) -> None:
         raise BrokerError(f"{data_dir} was written by Kafka {former.kafka}, which {KAFKA_VERSION} may not read. {anew}")
     if meta.exists() and f"cluster.id={former.cluster_id}\n" not in meta.read_text(errors="replace"):
         raise BrokerError(f"{meta} is damaged or of another cluster than {former.cluster_id}. {anew}")
+
+
+def _new_cluster_id() -> str:
+    """22 characters of base64, as Kafka makes them: never with a leading dash, which its command line takes for an option."""
+    while (made := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22]).startswith("-"):
+        continue
+    return made
 
 
 def _numbers(version: str) -> list[int]:

@@ -338,6 +338,9 @@ class KafkaTransport:
         """
         if self._closed:
             return
+        # an assignment that arrives only inside close() would wait for itself there: let it come in first
+        if self._placement is not None:
+            self._consumer.consume(1, 0.0)
         self._closed = True
         if self._open and self._exactly_once:
             try:
