@@ -23,13 +23,14 @@ class OutcomePartials:
     def __init__(
         self,
         pane_ms: int,
+        window_ms: int,
         model: str,
         version: str,
         binary: bool,
         reference: str = "",
         baseline_edges: Floats | None = None,
     ) -> None:
-        self.panes = Panes(pane_ms)
+        self.panes = Panes(pane_ms, window_ms)
         self._model, self._version, self._binary = model, version, binary
         self._edges = np.empty(0) if baseline_edges is None else baseline_edges
         self._reference = reference if len(self._edges) else ""
@@ -66,14 +67,14 @@ class OutcomePartials:
         counts += np.bincount(slots, minlength=len(counts))
 
     def drain(self) -> list[ProfileRow]:
-        """The partial profiles since the last call, one per pane, and start anew."""
+        """The partial profiles since the last call, one per window, and start anew."""
         sums = self._sums
         drained = [
             ProfileRow(
                 OUTCOME,
                 "outcome",
                 pane,
-                self.panes.pane_ms,
+                end - pane,
                 self._model,
                 self._version,
                 self._reference,
@@ -90,7 +91,7 @@ class OutcomePartials:
                 expired_predictions=int(sums.expired[slot, 0]),
                 expired_labels=int(sums.expired[slot, 1]),
             )
-            for slot, pane in enumerate(self.panes.starts)
+            for slot, (pane, end) in enumerate(self.panes.spans)
         ]
         self.panes.clear()
         self._sums = self._no_sums()

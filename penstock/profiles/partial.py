@@ -84,7 +84,8 @@ class ColumnPartials:
     """Partial profiles of the columns of one topic.
 
     ``columns``: name and kind; ``references``: those that have one, others count only nulls and moments.
-    ``reference``: id of the profile that they are from. ``model``, ``version``: written into every row.
+    ``reference``: id of the profile that they are from. ``window_ms``: panes of one window are counted together (see
+    ``Panes``). ``model``, ``version``: written into every row.
     """
 
     def __init__(
@@ -92,12 +93,13 @@ class ColumnPartials:
         columns: Sequence[tuple[str, Kind]],
         references: dict[str, ColumnProfile],
         pane_ms: int,
+        window_ms: int = 0,
         reference: str = "",
         model: str = "",
         version: str = "",
     ) -> None:
-        self.panes = Panes(pane_ms)
-        self._stamp: dict[str, Any] = {"model": model, "version": version, "pane_ms": pane_ms}
+        self.panes = Panes(pane_ms, window_ms)
+        self._stamp: dict[str, Any] = {"model": model, "version": version}
         self._reference = reference
         self._referenced = frozenset(name for name, kind in columns if _fits(references.get(name), kind))
         edges = {name: np.asarray(references[name].edges, np.float64) for name in self._referenced}
@@ -128,13 +130,15 @@ class ColumnPartials:
             column.add(values, slots, used)
 
     def drain(self) -> list[ProfileRow]:
-        """The partial profiles since the last call, one per measure and pane, and start anew."""
+        """The partial profiles since the last call, one per measure and pane or window, and start anew."""
         drained = []
-        for slot, pane in enumerate(self.panes.starts):
+        for slot, (pane, end) in enumerate(self.panes.spans):
             rows = int(self._rows[slot])
             for sums in (*self._numbers.sums(slot), *(column.sums(slot) for column in self._categories)):
                 reference = self._reference if sums["feature"] in self._referenced else ""
-                drained.append(ProfileRow(pane=pane, rows=rows, reference=reference, **self._stamp, **sums))
+                drained.append(
+                    ProfileRow(pane=pane, pane_ms=end - pane, rows=rows, reference=reference, **self._stamp, **sums)
+                )
         self.panes.clear()
         self._rows = np.zeros(0, np.int64)
         self._numbers.clear()

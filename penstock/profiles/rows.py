@@ -1,6 +1,6 @@
-"""The record of ``NAME.profiles`` as Arrow: one row per model, version, measure and pane, every number of which can
-be added to that of another row (see ``schemas/profile.avsc``). A monitor writes tens to thousands of them a second,
-so here a row may be a Python object.
+"""The record of ``NAME.profiles`` as Arrow: one row per model, version, measure and window touched since the last
+one, every number of which can be added to that of another row (see ``schemas/profile.avsc``). A monitor writes tens
+to thousands of them a second, so here a row may be a Python object.
 """
 
 from collections.abc import Iterable, Sequence

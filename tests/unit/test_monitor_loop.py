@@ -35,7 +35,7 @@ def plan() -> Plan:
             "stages": (stage,),
             "schemas": schemas,
             "label": label.model_copy(update={"horizon_ms": 10 * HOUR}),
-            "monitors": base.monitors.model_copy(update={"pane_ms": HOUR}),
+            "monitors": base.monitors.model_copy(update={"pane_ms": HOUR, "window_ms": HOUR}),
         }
     )
 

@@ -99,7 +99,11 @@ class Topic:
 
 def events(used: Plan, profile: ReferenceProfile, day: int, shift: float, first: int) -> list[Any]:
     partials = ColumnPartials(
-        [("amount", "numeric"), ("count", "numeric"), ("online", "boolean")], profile.columns, DAY, profile.id, "m"
+        [("amount", "numeric"), ("count", "numeric"), ("online", "boolean")],
+        profile.columns,
+        DAY,
+        reference=profile.id,
+        model="m",
     )
     partials.add(baskets(1000, shift, day + 10), np.full(1000, day * DAY + 5))
     value = used.topic("profiles").value

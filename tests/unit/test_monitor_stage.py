@@ -59,7 +59,7 @@ def plan(*, model: bool = True) -> Plan:
         model=ModelPlan(name="m", task="binary", threshold=0.5, fallback=None) if model else None,
         monitors=MonitorPlan(
             pane_ms=HOUR,
-            window_ms=24 * HOUR,
+            window_ms=HOUR,
             idle_ms=1000,
             psi=0.2,
             js=0.1,
@@ -315,3 +315,17 @@ def test_a_batch_is_not_changed_and_its_cut_does_not_matter() -> None:
         assert a.bins.tolist() == b.bins.tolist()
         assert (a.rows, a.nulls, a.n, a.min, a.max) == (b.rows, b.nulls, b.n, b.min, b.max)
         assert a.m2 == pytest.approx(b.m2)
+
+
+def test_panes_of_one_window_that_meet_in_a_flush_are_one_row_that_says_how_far_it_reaches() -> None:
+    used = plan(model=False)
+    used = used.model_copy(update={"monitors": used.monitors.model_copy(update={"window_ms": 24 * HOUR})})
+    stage = MonitorStage(used)
+    for hour in (5, 3, 7, 30, 26):
+        stage.process(features(10, hour=hour))
+    spans = [(row.pane // HOUR, row.pane_ms // HOUR, row.rows) for row in emitted(stage) if row.feature == "delay"]
+    assert spans == [(3, 5, 30), (26, 5, 20)]
+    rows = pa.concat_tables([pa.table(features(10).rows), pa.table(features(10).rows)]).combine_chunks().to_batches()[0]
+    stage.process(batch("features", rows, [h * HOUR for h in [*range(20, 30), *range(-5, 5)]]))
+    spans = [(row.pane // HOUR, row.pane_ms // HOUR, row.rows) for row in emitted(stage) if row.feature == "delay"]
+    assert sorted(spans) == [(-5, 5, 5), (0, 24, 9), (24, 6, 6)]

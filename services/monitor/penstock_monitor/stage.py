@@ -63,9 +63,10 @@ class MonitorStage(Stage):
         self._references = references
         newest = references.newest
         columns = [(column.name, kind_of_column(column)) for column in self._plan.service.columns]
-        pane = self._plan.monitors.pane_ms
+        monitors = self._plan.monitors
         known = dict(newest.columns) if newest is not None else {}
-        self._columns = ColumnPartials(columns, known, pane, newest.id if newest is not None else "", self._model)
+        name = newest.id if newest is not None else ""
+        self._columns = ColumnPartials(columns, known, monitors.pane_ms, monitors.window_ms, name, self._model)
         self._by_served: dict[int, ColumnPartials] = {}
         self._by_judged: dict[int, OutcomePartials] = {}
 
@@ -133,7 +134,8 @@ class MonitorStage(Stage):
         if profile is not None and profile.score is not None:
             references[SCORE] = profile.score
         name = profile.id if profile is not None else ""
-        return ColumnPartials(columns, references, self._plan.monitors.pane_ms, name, model, version)
+        pane, window = self._plan.monitors.pane_ms, self._plan.monitors.window_ms
+        return ColumnPartials(columns, references, pane, window, name, model, version)
 
     def _outcomes(self, batch: Batch) -> None:
         facts = self._facts(batch)
@@ -179,8 +181,10 @@ class MonitorStage(Stage):
             profile = self._references.by_version.get(version)
             baseline = profile.baseline if profile is not None else None
             edges = np.asarray(baseline.edges, np.float64) if baseline is not None else None
-            pane, name = self._plan.monitors.pane_ms, profile.id if profile is not None else ""
-            self._by_judged[code] = OutcomePartials(pane, model, version, self._binary, name, edges)
+            monitors, name = self._plan.monitors, profile.id if profile is not None else ""
+            self._by_judged[code] = OutcomePartials(
+                monitors.pane_ms, monitors.window_ms, model, version, self._binary, name, edges
+            )
         return self._by_judged[code]
 
     def _drain(self) -> list[ProfileRow]:
