@@ -3,11 +3,14 @@ declares."""
 
 import random
 import re
-from re import _constants as codes  # the parsed form has no public name; both have kept theirs since Python 3.11
-from re import _parser as parser
+from importlib import import_module
 from typing import Any
 
 from penstock.plan import PlanError
+
+# the parsed form has no public name; both modules have kept theirs since Python 3.11
+parser: Any = import_module("re._parser")
+codes: Any = import_module("re._constants")
 
 LONGEST = 4
 """How often an open repetition is repeated at most, beyond its least."""

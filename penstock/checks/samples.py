@@ -53,7 +53,7 @@ def made_rows(plan: Plan, count: int, seed: int) -> list[dict[str, Any]]:
     for place in range(count):
         late = maker.random.randrange(1, 5) if maker.random.random() < 0.1 else 0
         maker.now = START_MS + (place - late) * STEP_MS
-        row = {}
+        row: dict[str, Any] = {}
         for field in schema.fields:
             if field.name == plan.event.timestamp:
                 row[field.name] = maker.time(field.shape)

@@ -11,8 +11,6 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from penstock.plan import PlanError
-
 
 class SubCommand(NamedTuple):
     """``path``: ``module:name`` of a function, or of a Typer of more commands; ``help`` is shown without importing
@@ -28,6 +26,7 @@ SUB_COMMANDS = {
     "plan": SubCommand("penstock.cli.plan:plan", "Compile a pipeline into the plan that workers start from."),
     "run": SubCommand("penstock.cli.run:run", "Run one worker of one stage until SIGTERM."),
     "topics": SubCommand("penstock.cli.topics:topics", "Make or check the topics of a plan."),
+    "schemas": SubCommand("penstock.cli.schemas:schemas_app", "Their lock, what may change, and a registry by URL."),
     "model": SubCommand("penstock.cli.model:model_app", "Model versions and who serves them."),
     "broker": SubCommand("penstock.cli.broker:broker_app", "An embedded Kafka broker that keeps running."),
 }
@@ -45,7 +44,7 @@ class LazyGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (PlanError, ValidationError, LookupError, OSError) as error:
+        except Exception as error:  # told apart below: what is not ours goes on as it is
             if ctx.params["debug"] or not _is_told(error):
                 raise
             typer.echo(f"penstock: {_line(error)}", err=True)
@@ -64,7 +63,8 @@ def load_command(name: str) -> Any:
 
 
 def _is_told(error: Exception) -> bool:
-    return isinstance(error, PlanError | ValidationError) or type(error).__module__.startswith("penstock.")
+    """Penstock's own errors say what is wrong and the mend; anything else needs its traceback."""
+    return isinstance(error, ValidationError) or type(error).__module__.startswith("penstock.")
 
 
 def _line(error: Exception) -> str:

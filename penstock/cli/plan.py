@@ -20,8 +20,12 @@ def plan(
 ) -> None:
     """Compile a pipeline into the plan that workers start from."""
     from penstock.compiling import compile_pipeline
+    from penstock.schemas.registry import ConfluentRegistry
+    from penstock.settings import Settings
 
-    found = compile_pipeline(pipeline, lock="extend" if extend_lock else "require")
+    settings = Settings()
+    registry = ConfluentRegistry.from_settings(settings) if settings.schema_registry_url else None
+    found = compile_pipeline(pipeline, "extend" if extend_lock else "require", registry)
     target = out or Path("var") / found.pipeline / "plan.json"
     if out is not None or not as_json:
         found.save(target)

@@ -45,7 +45,7 @@ def open_folder(source: str) -> PipelineFolder:
     pipeline = load_object(source)
     if not isinstance(pipeline, Pipeline):
         raise PlanError(
-            f"{source!r} is a {type(pipeline).__name__}, not a Pipeline. Name the object made by Pipeline(...)"
+            f"{source!r} is of type {type(pipeline).__name__}, not a Pipeline. Name the object made by Pipeline(...)"
         )
     module = sys.modules[source.partition(":")[0]]
     if not module.__file__:

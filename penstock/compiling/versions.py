@@ -23,7 +23,7 @@ def schemas_in_force(
     for suffix, avro in values.items():
         subject = f"{folder.pipeline.name}.{suffix}-value"
         locked = _locked(lock, subject, avro, mode, folder.source)
-        number = locked if registry is None else _registered(registry, subject, avro, mode, folder.source)
+        number = locked if registry is None else _registered(registry, subject, avro, mode, folder)
         found[suffix] = SchemaPlan(subject=subject, id=number, avro=avro)
     if registry is not None:
         return found, {value.id: value.avro for value in found.values()}
@@ -45,14 +45,14 @@ def _locked(lock: SchemaLock, subject: str, avro: AvroSchema, mode: str, source:
         raise PlanError(str(error)) from None
 
 
-def _registered(registry: Registry, subject: str, avro: AvroSchema, mode: str, source: str) -> int:
+def _registered(registry: Registry, subject: str, avro: AvroSchema, mode: str, folder: PipelineFolder) -> int:
     number = registry.id_of(subject, avro)
     if number is not None:
         return number
     if mode == "require":
         raise PlanError(
             f"the registry does not hold the schema of {subject!r} as it is now. "
-            f"Run `penstock schemas register {source}`"
+            f"Run `penstock schemas register {folder.path}`"
         )
     try:
         return registry.register(subject, avro)

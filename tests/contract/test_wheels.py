@@ -18,12 +18,12 @@ PACKAGES = ["penstock", "penstock_ingest", "penstock_features", "penstock_infere
 
 
 def find_uv() -> str:
-    """uv as it runs this test, on the path, or beside this interpreter."""
-    beside = Path(sys.executable).with_name("uv")
-    for found in (os.environ.get("UV"), shutil.which("uv"), str(beside) if beside.exists() else None):
+    """uv as it runs this test, on the path, or where `make setup` puts it."""
+    own = ROOT / ".bootstrap" / "bin" / "uv"
+    for found in (os.environ.get("UV"), shutil.which("uv"), str(own) if own.exists() else None):
         if found:
             return found
-    pytest.fail("uv is not on the path, so no wheels can be built. `make test` brings it; by hand: pip install uv")
+    pytest.fail("uv is not on the path, so no wheels can be built. `make setup` brings it; by hand: pip install uv")
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:

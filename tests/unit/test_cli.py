@@ -1,0 +1,76 @@
+"""The command: its modules are loaded when called, and what goes wrong for a known reason is one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from penstock.cli.app import SUB_COMMANDS, app, load_command
+from penstock.plan import PlanError
+
+
+def test_every_sub_command_is_there_and_shown() -> None:
+    shown = CliRunner().invoke(app, ["--help"])
+    assert shown.exit_code == 0
+    for name in SUB_COMMANDS:
+        assert load_command(name) is not None
+        assert f" {name} " in shown.output
+
+
+@pytest.mark.parametrize("name", sorted(SUB_COMMANDS))
+def test_a_sub_command_explains_itself(name: str) -> None:
+    shown = CliRunner().invoke(app, [name, "--help"])
+    assert shown.exit_code == 0, shown.output
+    assert "Usage" in shown.output
+
+
+def test_the_command_starts_without_what_is_heavy() -> None:
+    code = (
+        "import sys, penstock.cli.app; print([m for m in ('numpy', 'pyarrow', 'numba', 'feast') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_known_error_is_one_line_and_exit_1() -> None:
+    failed = CliRunner().invoke(app, ["plan", "nowhere.pipeline:pipeline"])
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("penstock: 'nowhere.pipeline:pipeline': no module 'nowhere' on the path.")
+    assert failed.stderr.count("\n") == 1
+
+
+def test_debug_shows_the_traceback() -> None:
+    failed = CliRunner().invoke(app, ["--debug", "plan", "nowhere.pipeline:pipeline"])
+    assert isinstance(failed.exception, PlanError)
+
+
+def test_a_wrong_declaration_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mistyped.py").write_text(
+        "from penstock import Pipeline\npipeline = Pipeline(name='x', timestamp='t', feature_servis='f:s')\n"
+    )
+    failed = CliRunner().invoke(app, ["plan", "mistyped:pipeline"])
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("penstock: Pipeline(")
+    assert failed.stderr.count("\n") == 1
+
+
+def test_an_error_in_the_users_own_code_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_pipeline.py").write_text("1 / 0\n")
+    failed = CliRunner().invoke(app, ["plan", "broken_pipeline:pipeline"])
+    assert isinstance(failed.exception, ZeroDivisionError)
+
+
+def test_the_folder_of_the_call_is_on_the_path(tmp_path: Path) -> None:
+    (tmp_path / "here_alone.py").write_text("pipeline = 1\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "from penstock.cli.app import app; app()", "plan", "here_alone:pipeline"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "'here_alone:pipeline' is a int, not a Pipeline" in done.stderr
