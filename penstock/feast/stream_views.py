@@ -136,7 +136,7 @@ def _check_column(column: str, function: str, event: EventFields, where: str) ->
     if function != "count" and plain not in NUMBERS:
         raise event.error(
             where,
-            f"takes the {function} of {column!r}, which is of type {plain}. Only numbers have one; anything can be counted",
+            f"takes the {function} of {column!r}, which is of type {plain}. Only numbers have one; count takes any",
         )
 
 

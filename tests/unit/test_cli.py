@@ -73,4 +73,4 @@ def test_the_folder_of_the_call_is_on_the_path(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert "'here_alone:pipeline' is a int, not a Pipeline" in done.stderr
+    assert "'here_alone:pipeline' is of type int, not a Pipeline" in done.stderr

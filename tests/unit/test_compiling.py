@@ -16,6 +16,7 @@ from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.compiling import compile_pipeline
 from penstock.compiling.shared import shared_schemas
 from penstock.plan import Plan, PlanError
+from penstock.schemas.registry import LockRegistry
 from penstock.worker import find_kind
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -352,6 +353,19 @@ def test_extend_refuses_a_change_that_old_readers_could_not_bear(folder: Folder,
         compile_pipeline(source, lock="extend")
 
 
+def test_with_a_registry_ids_are_its_own_and_a_missing_schema_is_refused(folder: Folder, tmp_path: Path) -> None:
+    registry = LockRegistry.at(tmp_path / "registry.lock")
+    registry.register("other-value", EVENT)
+    source = folder()
+    locked = compile_pipeline(source, lock="extend")
+    with pytest.raises(PlanError, match=r"the registry does not hold.*'rides.raw-value'.*penstock schemas register"):
+        compile_pipeline(source, registry=registry)
+    registered = compile_pipeline(source, lock="extend", registry=registry)
+    assert (locked.event.id, registered.event.id) == (1, 2)
+    assert registered.schemas[2] == EVENT
+    assert compile_pipeline(source, registry=registry) == registered
+
+
 def test_shared_schemas_are_found() -> None:
     assert {"prediction", "outcome", "dropped", "control", "profile", "alert"} <= set(shared_schemas())
 
@@ -363,7 +377,11 @@ FEATURE_MISTAKES = [
         ('column="fare", function="sum"', 'column="fair", function="sum"'),
         "'fair'.*no field of the event",
     ),
-    ("text summed", ('column="fare", function="sum"', 'column="state", function="sum"'), "the sum of 'state', a enum"),
+    (
+        "text summed",
+        ('column="fare", function="sum"', 'column="state", function="sum"'),
+        "the sum of 'state', which is of type enum",
+    ),
     ("uneven hop", ("tiling_hop_size=MINUTE", "tiling_hop_size=7 * MINUTE"), "does not divide the window"),
     ("uneven slide", ("slide_interval=10 * MINUTE", "slide_interval=7 * MINUTE"), None),
     ("no window", ("time_window=HOUR, slide_interval=10 * MINUTE, ", ""), "has no time_window"),
