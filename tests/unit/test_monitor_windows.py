@@ -114,12 +114,18 @@ def test_counts_in_the_bins_of_two_references_are_not_added() -> None:
     assert [merged[f"m||x|{name}|0"].rows for name in ("r1", "r2")] == [1, 1]
 
 
+def test_counts_of_other_bins_under_the_same_reference_are_left_out() -> None:
+    merged = windows()
+    added = merged.add([(partial(1), 0, 0), (partial(1, bins=np.array([1, 2, 3])), 0, 1), (partial(1), 0, 2)])
+    assert (added.left_out, merged["m||x||0"].bins.tolist()) == (1, [2, 0])
+
+
 def test_windows_beyond_those_that_are_kept_are_forgotten_and_do_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT_WINDOWS", 3)
     merged = windows()
     merged.add([(partial(1), 0, 0), (partial(24 * 5), 0, 1)])
     assert [window.start for window in merged.forget()] == [0]
-    assert merged.add([(partial(1), 0, 0)]).late == 1
+    assert merged.add([(partial(1), 0, 0)]).left_out == 1
     assert len(merged) == 1
 
 

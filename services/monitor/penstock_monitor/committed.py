@@ -11,10 +11,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import faust
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import NewTopic
 from faust.transport.drivers import aiokafka as driver
 from faust.types import FutureMessage
 
 from penstock.settings import Settings
+from penstock.topics import BrokerUnavailable, admin_client
 
 
 class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]  # the library has no types
@@ -78,6 +81,27 @@ class SafeTable(faust.Table):  # type: ignore[misc]  # the library has no types
                 self.data[key] = value
             sent.append(self.send_changelog(partition, key, value))
         await asyncio.gather(*sent)
+
+
+def make_changelog(settings: Settings, topic: str, partitions: int) -> None:
+    """The topic that a table is read back from, if it is not there. Raises ``BrokerUnavailable``.
+
+    Faust would make it with a fixed number of replicas, and in segments of a gigabyte, which is how much a restart
+    would have to read before the first compaction.
+    """
+    config = {
+        "message.timestamp.type": "LogAppendTime",
+        "cleanup.policy": "compact",
+        "segment.bytes": str(16 << 20),
+        "min.cleanable.dirty.ratio": "0.1",
+    }
+    admin = admin_client(settings)
+    made = admin.create_topics([NewTopic(topic, partitions, -1, config=config)])[topic]
+    try:
+        made.result(30)
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise BrokerUnavailable(f"topic {topic!r} could not be made: {error.args[0].str()}") from None
 
 
 def broker_of(settings: Settings) -> dict[str, Any]:

@@ -2,28 +2,32 @@
 drift, quality and accuracy.
 
 One such worker is enough (partials come at hundreds a second), and only one may run: a second one that still wrote
-its last changes could put an older count over a newer one in the changelog. The slot's lock and the static membership
-see to that.
+its last changes could put an older count over a newer one in the changelog.
 """
 
 import asyncio
 import logging
+import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import faust
 
 from penstock.health import Health, HealthServer
-from penstock.plan import Plan
+from penstock.plan import Plan, PlanError
 from penstock.settings import Settings
-from penstock_monitor.committed import CommittedApp, SafeTable, broker_of
+from penstock.topics import BrokerUnavailable
+from penstock_monitor.committed import CommittedApp, SafeTable, broker_of, make_changelog
 from penstock_monitor.merging import Merge
 
 log = logging.getLogger(__name__)
 
+TABLE = "windows"
 TAKE = 2000
-WITHIN_S = 0.2
+WITHIN_S = 0.5
 CLOSE_EVERY_S = 1.0
 
 
@@ -31,11 +35,17 @@ def main(plan: Plan, name: str, settings: Settings) -> int:
     """Runs until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 it cannot go on."""
     for chatty in ("faust", "mode", "aiokafka", CommittedApp.__module__):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    if settings.slot:
+        raise PlanError(f"{name} runs in one worker only, slot 0; PENSTOCK_SLOT is {settings.slot}. Start it once")
     health = Health()
     server = HealthServer(health, settings.metrics_host, settings.metrics_port)
     log.info("metrics and health on port %d", server.port, extra={"port": server.port})
     try:
+        make_changelog(settings, f"{plan.group(name)}-{TABLE}-changelog", plan.partitions)
         return asyncio.run(_serve(plan, name, settings, health))
+    except BrokerUnavailable as error:
+        log.error("%s", error)
+        return 1
     finally:
         health.alive = False
         server.close()
@@ -56,7 +66,6 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
         web_enabled=False,
         topic_disable_leader=True,
         topic_partitions=plan.partitions,
-        topic_replication_factor=1,
         consumer_auto_offset_reset="earliest",
         consumer_group_instance_id=f"{group}.{settings.slot}",
         broker_session_timeout=settings.session_timeout_ms / 1000,
@@ -67,7 +76,7 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
     profiles = app.topic(plan.topic("profiles").name, partitions=plan.partitions, allow_empty=True, **raw)
     alerts = app.topic(plan.topic("alerts").name, partitions=plan.partitions, **raw)
     table = SafeTable(
-        app, name="windows", partitions=plan.partitions, schema=faust.Schema(**raw), key_type=bytes, value_type=bytes
+        app, name=TABLE, partitions=plan.partitions, schema=faust.Schema(**raw), key_type=bytes, value_type=bytes
     )
     merge = Merge(plan, settings, app.tables.add(table), alerts)
     health.wait("start", None)
@@ -79,16 +88,31 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
 
     async def merge_profiles(stream: Any) -> None:
         async for events in stream.take_events(TAKE, within=WITHIN_S):
-            await merge.add(events)
+            with leaving_on_failure():
+                await merge.add(events)
 
     async def close_windows() -> None:
         if health.ready:
-            await merge.close(time.monotonic())
+            with leaving_on_failure():
+                await merge.close(time.monotonic())
 
     table.on_recover(recovered)
     app.agent(profiles)(merge_profiles)
     app.timer(CLOSE_EVERY_S)(close_windows)
     return app
+
+
+@contextmanager
+def leaving_on_failure() -> Iterator[None]:
+    """Ends the process when the body raises: that is as safe as a kill, and going on is not.
+
+    Faust would acknowledge what could not be merged, and start the agent again behind it.
+    """
+    try:
+        yield
+    except Exception:  # whatever it was, the counts on disk are right and those in memory may not be
+        log.critical("profiles could not be merged; leaving, to start again from the changelog", exc_info=True)
+        os._exit(1)
 
 
 async def _serve(plan: Plan, name: str, settings: Settings, health: Health) -> int:

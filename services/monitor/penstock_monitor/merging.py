@@ -58,8 +58,8 @@ class Merge:
         rows = await self._decode(events)
         async with self._lock:
             added = self.windows.add(rows)
-            if added.late:
-                log.warning("%d partial profiles were older than every window that is kept", added.late)
+            if added.left_out:
+                log.warning("%d profiles were left out: too old, or cut at other bins", added.left_out)
             self._heard = time.monotonic()
             await self._table.keep(_saved(added.changed.values()))
         # counted once they are safe: a crash before would count them again

@@ -72,6 +72,11 @@ class Window:
         """Everything that arrived, so that a change after closing is noticed."""
         return self.rows + self.expired_predictions + self.expired_labels
 
+    def fits(self, row: ProfileRow) -> bool:
+        """Whether its counts are of the same bins; anything else was not written by a monitor."""
+        pairs = ((len(getattr(self, name)), len(getattr(row, name))) for name in _COUNTS)
+        return all(not mine or not theirs or mine == theirs for mine, theirs in pairs)
+
     def add(self, row: ProfileRow, partition: int, offset: int) -> bool:
         """Add a partial; False when it is in already."""
         if offset <= self.applied.get(partition, -1):
@@ -111,13 +116,13 @@ class Window:
 
 @dataclass(slots=True)
 class Added:
-    """What a list of partials did: the windows that ``changed``, the ``rows`` that were new, and how many came too
-    ``late`` to be kept.
+    """What a list of partials did: the windows that ``changed``, the ``rows`` that were new, and how many were
+    ``left_out``, because they are older than every window that is kept or have other bins than their window.
     """
 
     changed: dict[str, Window] = field(default_factory=dict)
     rows: list[ProfileRow] = field(default_factory=list)
-    late: int = 0
+    left_out: int = 0
 
 
 class Windows:
@@ -155,12 +160,16 @@ class Windows:
         for row, partition, offset in rows:
             start = row.pane - row.pane % self._window_ms
             if start < self.newest - KEPT_WINDOWS * self._window_ms:
-                added.late += 1
+                added.left_out += 1
                 continue
             window = Window(
                 row.model, row.version, row.feature, row.kind, row.reference, start, start + self._window_ms
             )
-            window = self._windows.setdefault(window.key, window)
+            window = self._windows.get(window.key, window)
+            if not window.fits(row):
+                added.left_out += 1
+                continue
+            self._windows[window.key] = window
             if window.add(row, partition, offset):
                 added.changed[window.key] = window
                 added.rows.append(row)
@@ -201,6 +210,4 @@ class Windows:
 def _sum(a: Counts, b: Counts) -> Counts:
     if len(a) == len(b):
         return a + b
-    if not len(a) or not len(b):
-        return a if len(a) else b.copy()
-    raise ValueError(f"counts of {len(a)} and {len(b)} bins under one reference id: the profiles were cut differently")
+    return a if len(a) else b.copy()
