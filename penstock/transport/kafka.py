@@ -50,6 +50,14 @@ PRODUCER = {
     "acks": "all",
 }
 PATIENCE_S = 10.0
+_ROW_FAULTS = {
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.RECORD_LIST_TOO_LARGE,
+    KafkaError.INVALID_RECORD,
+    KafkaError.INVALID_TIMESTAMP,
+    KafkaError.INVALID_MSG,
+}
+"""What a row itself can be guilty of; every other failed delivery is a fault of the way, and is sent again."""
 _FATAL = {KafkaError._FATAL, KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID, KafkaError.INVALID_PRODUCER_EPOCH}
 
 
@@ -65,9 +73,10 @@ class KafkaTransport:
         client = {**settings.kafka(), "client.id": slot, "error_cb": self._on_error, "logger": log}
         self._stage, self._group = stage, group
         self._exactly_once = settings.guarantee == "exactly_once"
-        self._sends: list[tuple[str, Sequence[bytes | None]]] = []
+        self._sends: list[tuple[str, Sequence[bytes | None], bool]] = []
         self._refused: list[Refusal] = []
         self._failed: list[tuple[str, bytes | None, str]] = []
+        self._unsent: str | None = None
         self._open = self._closed = False
         self._placement: Placement | None = None
         self._starts: dict[Partition, int] = {}
@@ -135,7 +144,8 @@ class KafkaTransport:
         log.warning("kafka client: %s", error.str(), extra={"code": error.name()})
 
     def _on_delivery(self, error: KafkaError, message: Message) -> None:
-        self._failed.append((message.topic(), message.value(), error.str()))
+        if error.code() in _ROW_FAULTS:
+            self._failed.append((message.topic(), message.value(), error.str()))
 
     def poll(self, max_rows: int, wait_s: float) -> Polled:
         self._revoked.clear()
@@ -194,7 +204,7 @@ class KafkaTransport:
             self._producer.begin_transaction()
         self._open = True
         number = len(self._sends)
-        self._sends.append((topic, values))
+        self._sends.append((topic, values, alone))
         produce = self._producer.produce
         if headers is None and not alone:  # the hot path: half of a worker's time may be spent in this loop
             for row, (key, value) in enumerate(zip(keys, values, strict=True)):
@@ -225,15 +235,20 @@ class KafkaTransport:
         error = raised.args[0]
         if error.fatal():
             raise Fenced(f"slot {self._group}: {error.str()}")
-        self._refused.append(Refusal(send, row, error.str()))
+        if error.code() in _ROW_FAULTS:
+            self._refused.append(Refusal(send, row, error.str()))
+        else:  # the transaction has failed already: this row is not to blame, and goes again with the others
+            self._unsent = error.str()
 
     def commit(self, positions: Mapping[Partition, Position]) -> None:
         offsets = [
             TopicPartition(partition.topic, partition.number, at.offset, str(at.watermark))
             for partition, at in positions.items()
         ]
-        if self._refused:
-            raise TransactionAborted("rows were refused by the client", self._refused)
+        if self._refused or self._unsent is not None:
+            self._producer.flush(PATIENCE_S)
+            why = self._unsent or "rows were refused by the client"
+            raise TransactionAborted(why, [*self._refused, *self._named()])
         try:
             if not self._exactly_once:
                 self._producer.flush()
@@ -254,6 +269,7 @@ class KafkaTransport:
         except KafkaException as raised:
             error = raised.args[0]
             if not self._exactly_once or error.txn_requires_abort():
+                self._producer.flush(PATIENCE_S)  # the reports that name the rows may still be on their way
                 raise TransactionAborted(error.str(), self._named()) from raised
             raise Fenced(f"slot {self._group}: {error.str()}") from raised
         self._forget()
@@ -264,21 +280,23 @@ class KafkaTransport:
                 self._insist(lambda: self._producer.abort_transaction(PATIENCE_S), "abort")
             except KafkaException as raised:
                 raise Fenced(f"slot {self._group}: {raised.args[0].str()}") from raised
+            self._producer.flush(PATIENCE_S)  # reports of this transaction must not be taken for the next one's
         self._forget()
 
     def _forget(self) -> None:
         self._open = False
-        self._sends, self._refused, self._failed = [], [], []
+        self._sends, self._refused, self._failed, self._unsent = [], [], [], None
 
     def _named(self) -> list[Refusal]:
-        """The rows behind the delivery reports: rare, so they are searched for. A whole batch fails when the broker
-        refuses one of its rows.
-        """
+        """The rows behind the delivery reports: rare, so they are searched for. When the broker refuses one row of a request, all of the request's
+        rows fail; among rows that were sent alone only the first failure counts, for it brings down those after it."""
         named = []
         for topic, value, message in self._failed:
-            for number, (sent_to, values) in enumerate(self._sends):
+            for number, (sent_to, values, alone) in enumerate(self._sends):
                 if sent_to == topic:
                     named += [Refusal(number, row, message) for row, sent in enumerate(values) if sent == value]
+                    if alone and named:
+                        return named
         return sorted(set(named))
 
     def _insist(self, call: Callable[[], None], what: str) -> None:
