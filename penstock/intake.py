@@ -30,6 +30,8 @@ class TopicReader:
     decode: Callable[[Sequence[bytes | None]], Decoded]
     event_time: str
     future_ms: int = 0
+    raw: bool = False
+    """Foreign records: their trace context is in a header, not yet in a column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,7 @@ class Intake:
             event_time,
             watermark,
             replay,
+            self._traceparent(records, index) if reader.raw else None,
         )
         segments = {}
         for number in np.flatnonzero(np.bincount(records.partition)).tolist():
@@ -205,6 +208,10 @@ class Intake:
             bad = [(i, row) for i, row in decoded.bad.items() if records.partition[i] == number] if decoded.bad else []
             segments[where] = _Segment(records, batch, index, rows, order[1:], bad, Position(last + 1, lane.watermark))
         return segments
+
+    def _traceparent(self, records: Records, index: npt.NDArray[np.int32]) -> "pa.Array | None":
+        found = records.traceparents()
+        return found if found is None or len(index) == len(records) else found.take(pa.array(index))
 
     def _whole(self, segments: dict[Partition, _Segment]) -> Work:
         """Everything of one decode as it is."""
@@ -354,6 +361,15 @@ def _join(batches: list[Batch]) -> Batch:
         np.concatenate([b.timestamp for b in batches]),
         np.concatenate([b.event_time for b in batches]),
         np.concatenate([b.watermark for b in batches]),
+        traceparent=_joined_traces(batches),
+    )
+
+
+def _joined_traces(batches: list[Batch]) -> "pa.Array | None":
+    if all(b.traceparent is None for b in batches):
+        return None
+    return pa.concat_arrays(
+        [pa.nulls(len(b), pa.string()) if b.traceparent is None else b.traceparent for b in batches]
     )
 
 

@@ -49,6 +49,8 @@ class Records:
     offset: Int64s
     timestamp: Int64s
     headers: Callable[[int], list[Header]]
+    traceparents: Callable[[], "pa.Array | None"] = lambda: None
+    """W3C trace contexts, string[n], or None when no row has one."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -64,6 +66,7 @@ class Records:
             self.offset[places],
             self.timestamp[places],
             lambda row: self.headers(chosen[row]),
+            lambda: _taken(self.traceparents(), places),
         )
 
     def without(self, partitions: set[int]) -> "Records":
@@ -90,6 +93,8 @@ class Batch:
     event_time: Int64s
     watermark: Int64s
     replay: bool = False
+    traceparent: "pa.Array | None" = None
+    """string[n], filled on raw topics alone, and None when no row has one."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -107,7 +112,12 @@ class Batch:
             self.event_time[index],
             self.watermark[index],
             self.replay,
+            _taken(self.traceparent, index),
         )
+
+
+def _taken(column: "pa.Array | None", places: npt.NDArray[np.intp] | Int32s | Int64s) -> "pa.Array | None":
+    return None if column is None else column.take(pa.array(places, pa.int64()))
 
 
 class Reason(NamedTuple):

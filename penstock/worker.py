@@ -140,7 +140,7 @@ def reader(source: InputPlan, lookup: Lookup) -> TopicReader:
     decode = avro.decode
     if source.format == "raw":
         decode = InputDecoder(avro, JsonDecoder(source.value.avro), source.max_bytes).decode
-    return TopicReader(source.topic, decode, source.event_time, source.future_ms)
+    return TopicReader(source.topic, decode, source.event_time, source.future_ms, raw=source.format == "raw")
 
 
 def encoders(plan: Plan, stage: StagePlan) -> dict[str, Callable[..., list[bytes]]]:

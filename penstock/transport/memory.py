@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from penstock.records import Header, Key, Partition, Records
 from penstock.transport.protocol import Fenced, Placement, Polled, Position, Refusal, TransactionAborted
@@ -239,4 +240,10 @@ def _records(topic: str, rows: list[tuple[int, int, Row]]) -> Records:
         np.array([offset for _, offset, _ in rows], np.int64),
         np.array([row.timestamp for _, _, row in rows], np.int64),
         lambda index: rows[index][2].headers,
+        lambda: _traceparents(rows),
     )
+
+
+def _traceparents(rows: list[tuple[int, int, Row]]) -> "pa.Array | None":
+    found = [dict(row.headers).get("traceparent") for _, _, row in rows]
+    return pa.array([value and value.decode() for value in found], pa.string()) if any(found) else None

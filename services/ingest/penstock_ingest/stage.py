@@ -64,7 +64,7 @@ class IngestStage(Stage):
             pa.array(batch.offset),
             pa.array(batch.event_time).cast(MILLISECONDS),
             pa.array(batch.timestamp).cast(MILLISECONDS),
-            pa.nulls(len(batch), pa.string()),
+            pa.nulls(len(batch), pa.string()) if batch.traceparent is None else batch.traceparent,
             *rows.columns,
         ]
         keys = _text(rows.column(self._event.key)).to_pylist()
