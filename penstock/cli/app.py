@@ -21,6 +21,8 @@ class SubCommand(NamedTuple):
 
 
 SUB_COMMANDS = {
+    "demo": SubCommand("penstock.cli.demo:demo", "Replay real flights through a real Kafka, and count them."),
+    "dev": SubCommand("penstock.cli.dev:dev", "A broker and all workers of a pipeline, until Ctrl-C."),
     "new": SubCommand("penstock.cli.new:new", "Make a small working pipeline in a folder of your own."),
     "check": SubCommand("penstock.cli.check:check", "Run the shared checks on a pipeline."),
     "plan": SubCommand("penstock.cli.plan:plan", "Compile a pipeline into the plan that workers start from."),

@@ -5,33 +5,37 @@ what became of every message. What it needs of a pipeline beside its plan is fou
 ``data`` next to its module.
 """
 
+import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from penstock.local.offsets import OffsetReader, Offsets, Watch
+from penstock.local.drift_history import drift_history
+from penstock.local.offsets import OffsetReader, Watch
 from penstock.local.plans import PlanFile
 from penstock.local.replaying import Replaying
 from penstock.local.resolve import BrokerHandle, describe_kind, resolve_broker
-from penstock.local.scrape import by_label, scrape
+from penstock.local.scrape import scrape
 from penstock.local.screen import Screen, Status
 from penstock.local.state import read_state
 from penstock.local.steps import Step
+from penstock.local.summary import Summary, summarize
 from penstock.local.supervisor import Supervisor, resident_bytes
 from penstock.local.tail import Tail
 from penstock.local.verify_counts import Counts, count
 from penstock.models.control_topic import promote
 from penstock.plan import Plan
+from penstock.records import Partition
 from penstock.settings import Settings
 from penstock.topics import admin_client, check_topics, create_topics, topic_specs
 
 PIPELINE = "pipelines.flights.pipeline:pipeline"
-YEAR_SECONDS = 60.0
-"""What the replay takes at speed 1."""
+NINE_MONTHS_S = 60.0
+"""What the replay of the nine months takes at speed 1."""
 IDLE = timedelta(seconds=4)
 """Silence after which the monitor closes its last windows: a replay knows no pauses, so the declared one need not be
 sat out."""
@@ -58,104 +62,112 @@ class Options:
     pipeline: str = PIPELINE
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a run gave: the counts, and what only its watcher saw. ``latency``: seconds since epoch and ms, per
-    prediction that was followed."""
-
-    plan: Plan
-    version: str
-    broker: str
-    counts: Counts
-    tail: Tail
-    peak_rss_mb: float
-    restarts: int
-    seconds: float
-
-
 class Demo:
-    """One run; everything that it starts is ended by its ``stack``."""
+    """One run; everything that it starts is ended by ``stack``."""
 
     def __init__(self, options: Options, screen: Screen, stack: ExitStack) -> None:
         self._options, self._screen, self._stack = options, screen, stack
         self._folder = options.folder
         self._peak = 0
 
-    def run(self) -> Measured:
-        """Set up, replay, drain, count. Raises what says why it could not."""
-        options, screen = self._options, self._screen
+    def run(self) -> Summary:
+        """Set up, replay, drain, count, report. Raises what says why it could not."""
+        options, screen, logs = self._options, self._screen, self._folder / "logs"
         screen.line(describe_kind(options.docker))
         self._clean()
-        plan_file = PlanFile(options.pipeline, self._folder / "compiled" / "plan.json", self._folder / "logs" / "compile.log")
+        # what the clients say of themselves would run through the picture
+        logging.basicConfig(filename=logs / "demo.log", format="%(asctime)s %(name)s %(message)s", force=True)
+        plan_file = PlanFile(options.pipeline, self._folder / "compiled" / "plan.json", logs / "compile.log")
         self._stack.callback(plan_file.close)
         if plan_file.fresh:
             screen.line("compiling the pipeline: this imports feast, once")
         broker = self._stack.enter_context(resolve_broker(options.docker, self._folder / "broker"))
+        self.bootstrap = broker.bootstrap
         plan = plan_file.load()
-        plan = plan.model_copy(update={"monitors": plan.monitors.model_copy(update={"idle_ms": IDLE // timedelta(milliseconds=1)})})
+        monitors = plan.monitors.model_copy(update={"idle_ms": IDLE // timedelta(milliseconds=1)})
+        plan = plan.model_copy(update={"monitors": monitors})
         plan_path = self._folder / "plan.json"
         plan.save(plan_path)
         settings = self._settings(plan, broker)
-        training = self._stack.enter_context(
-            Step("training", ["penstock.local.train_step", options.pipeline, str(plan_path), options.models_url], self._folder / "logs" / "train.log")
-        )
+        train = ["penstock.local.train_step", options.pipeline, str(plan_path), options.models_url]
+        training = self._stack.enter_context(Step("training", train, logs / "train.log"))
         make_topics(plan, settings)
         version = training.wait(screen.line)
-        promote(settings, plan, version, "demo", "trained on January to March")
-        supervisor = self._stack.enter_context(Supervisor(plan, plan_path, settings, self._folder / "logs", tell=screen.line))
-        screen.line(f"starting {len(supervisor.workers)} workers; their logs are in {self._folder / 'logs'}")
+        promote(settings, plan, version, "demo", "trained on the months before those that are replayed")
+        self.supervisor = Supervisor(plan, plan_path, settings, logs, tell=screen.line)
+        self._stack.enter_context(self.supervisor)
+        screen.line(f"starting {len(self.supervisor.workers)} workers; their logs are in {logs}")
         replaying = Replaying(options.pipeline, plan, settings, options.limit)
-        supervisor.wait_ready(READY_TIMEOUT_S)
-        return self._replay(plan, settings, broker, supervisor, replaying, version)
+        self._stack.callback(replaying.stop)
+        self.supervisor.wait_ready(READY_TIMEOUT_S)
+        tail = self._replay(plan, settings, broker, replaying)
+        screen.line("every stage has read all there is; counting from the topics")
+        counts = count(plan, settings)
+        summary = summarize(counts, tail, self._peak / 2**20, broker.description.removeprefix("broker: "))
+        (self._folder / "summary.json").write_text(summary.model_dump_json(indent=1) + "\n")
+        self._report(plan, settings, version, summary, counts, tail)
+        return summary
 
-    def _replay(self, plan: Plan, settings: Settings, broker: BrokerHandle, supervisor: Supervisor, replaying: Replaying, version: str) -> Measured:
-        options, screen = self._options, self._screen
-        duration = None if options.speed is None else YEAR_SECONDS / options.speed * replaying.share
-        bounding = [s for s in plan.stages if s.kind in ("ingest", "inference") or s.views]
+    def addresses(self) -> str:
+        """Where broker and workers listen."""
+        return addresses(self.bootstrap, self.supervisor)
+
+    def _report(
+        self, plan: Plan, settings: Settings, version: str, summary: Summary, counts: Counts, tail: Tail
+    ) -> None:
+        from penstock.local.report import Run, render  # matplotlib is needed here alone
+
+        model = f"{plan.model.name} {version}" if plan.model is not None else "none"
+        history = drift_history(plan, settings, version)
+        run = Run(f"Penstock: {plan.pipeline}, replayed", model, summary, counts, tail.latency, history)
+        (self._folder / "report.html").write_text(render(run), encoding="utf-8")
+
+    def _replay(self, plan: Plan, settings: Settings, broker: BrokerHandle, replaying: Replaying) -> Tail:
+        speed = self._options.speed
+        duration = None if speed is None else NINE_MONTHS_S / speed * replaying.share
+        # inference too: a label must not run further ahead of its prediction than the join waits
+        bounding = [stage for stage in plan.stages if stage.kind in ("ingest", "inference") or stage.views]
         inputs = [source.topic for source in plan.stage("ingest").inputs]
         watch = Watch(OffsetReader(plan, settings), bounding, inputs, replaying.sent_so_far)
         tail = Tail(plan, settings)
-        began = time.monotonic()
         with running(watch), running(tail):
-            self._stack.callback(replaying.stop)
             replaying.start(duration, watch.slowest)
-            status = Status(plan, began, replaying.first, replaying.last, len(replaying))
-            self._follow(plan, settings, broker, supervisor, replaying, tail, status)
-        screen.line("all stages have read everything; counting from the topics")
-        counts = count(plan, settings, screen.line)
-        return Measured(plan, version, broker.description.removeprefix("broker: "), counts, tail, self._peak / 2**20, supervisor.restarted, time.monotonic() - began)
+            status = Status(plan, replaying.first, replaying.last, len(replaying))
+            with self._screen.live():
+                self._follow(plan, settings, broker, replaying, tail, status)
+        return tail
 
-    def _follow(self, plan: Plan, settings: Settings, broker: BrokerHandle, supervisor: Supervisor, replaying: Replaying, tail: Tail, status: Status) -> None:
+    def _follow(
+        self, plan: Plan, settings: Settings, broker: BrokerHandle, replaying: Replaying, tail: Tail, status: Status
+    ) -> None:
         """Shows what goes on until the replay is through and every stage has read all there is."""
         reader = OffsetReader(plan, settings)
-        scraped = quiet = 0.0
-        drained: Offsets | None = None
+        scraped = drained = 0.0
+        ends: Mapping[Partition, int] = {}
         deadline: float | None = None
         while True:
             now = time.monotonic()
-            supervisor.check()
+            self.supervisor.check()
             look = reader.read()
             if now - scraped >= SCRAPE_EVERY_S:
                 scraped = now
-                status.samples = scrape(supervisor.workers)
-                self._peak = max(self._peak, supervisor.resident_bytes() + self._broker_bytes(broker))
+                status.samples = scrape(self.supervisor.workers)
+                self._peak = max(self._peak, self.supervisor.resident_bytes() + self._broker_bytes(broker))
             status.update(look, replaying.sent, tail)
             self._screen.show(status)
             if replaying.finished:
-                if deadline is None:
-                    deadline = now + DRAIN_TIMEOUT_S
+                deadline = deadline or now + DRAIN_TIMEOUT_S
                 if now > deadline:
-                    raise DemoError(f"the stages did not read all there is within {DRAIN_TIMEOUT_S:.0f} s: {status.lags()}. See {self._folder / 'logs'}")
-                lagging = any(sum(look.lag(stage).values()) for stage in plan.stages)
-                if lagging or drained is None or drained.ends != look.ends:
-                    drained, quiet = (None if lagging else look), now
-                elif now - quiet >= QUIET_S and self._closed(plan, status):
+                    raise DemoError(
+                        f"not everything was read within {DRAIN_TIMEOUT_S:.0f} s of the replay's end: {status.lags()}. "
+                        f"Look at the logs in {self._folder / 'logs'}"
+                    )
+                if any(status.lag().values()) or ends != look.ends:
+                    ends, drained = look.ends, now
+                # then the monitor's last windows are closed, and have said what they had to
+                elif now - drained > plan.monitors.idle_ms / 1000 + QUIET_S:
                     return
             time.sleep(max(0.0, now + SHOW_EVERY_S - time.monotonic()))
-
-    def _closed(self, plan: Plan, status: Status) -> bool:
-        """The monitor's last windows are closed: their topic has been silent for longer than it waits."""
-        return status.silent("profiles") > plan.monitors.idle_ms / 1000 + 3.0
 
     def _broker_bytes(self, broker: BrokerHandle) -> int:
         if broker.kind != "embedded":
@@ -164,8 +176,12 @@ class Demo:
         return resident_bytes(state.pid) if state is not None and state.pid is not None else 0
 
     def _settings(self, plan: Plan, broker: BrokerHandle) -> Settings:
-        """The environment's, on this broker; Feast's stores are the demo's own, because a new log begins at offset 0."""
-        update: dict[str, object] = {"bootstrap_servers": broker.bootstrap, "state_dir": self._folder / "state", "models_url": self._options.models_url}
+        """The environment's, on this broker; with Feast's stores of its own, because a new log begins at offset 0."""
+        update: dict[str, object] = {
+            "bootstrap_servers": broker.bootstrap,
+            "state_dir": self._folder / "state",
+            "models_url": self._options.models_url,
+        }
         if plan.feature_store is not None:
             store = self._folder / "feast" / plan.feature_store
             store.mkdir(parents=True)
@@ -177,7 +193,9 @@ class Demo:
     def _clean(self) -> None:
         state = read_state(self._folder / "broker") if (self._folder / "broker").exists() else None
         if state is not None and (pid := state.running_pid()) is not None:
-            raise DemoError(f"a demo is running in {self._folder} (its broker is process {pid}). End it first, with Ctrl-C where it runs")
+            raise DemoError(
+                f"a demo is running in {self._folder} (its broker is process {pid}). End it with Ctrl-C where it runs"
+            )
         for name in ("broker", "state", "feast", "logs"):
             shutil.rmtree(self._folder / name, ignore_errors=True)
         (self._folder / "logs").mkdir(parents=True)
@@ -196,6 +214,13 @@ def make_topics(plan: Plan, settings: Settings) -> None:
             f"{settings.bootstrap_servers} holds records of an earlier run in {', '.join(used)}. Delete the topics "
             f"{plan.pipeline}.* and the groups {plan.pipeline}.* there, or leave the choice of the broker to the demo"
         )
+
+
+def addresses(bootstrap: str, supervisor: Supervisor) -> str:
+    """Where to look, for a person: the broker, and every worker's metrics."""
+    width = max(len(worker.name) for worker in supervisor.workers)
+    lines = [f"  {w.name:<{width}}  http://127.0.0.1:{w.port}/metrics" for w in supervisor.workers]
+    return "\n".join([f"export KAFKA_BOOTSTRAP_SERVERS={bootstrap}", *lines])
 
 
 @contextmanager

@@ -106,10 +106,13 @@ class OffsetReader:
         while True:
             asked = self._admin.list_offsets(self._latest, request_timeout=TIMEOUT_S)
             try:
-                return {Partition(p.topic, p.partition): answer.result(PATIENCE_S).offset for p, answer in asked.items()}
+                return {
+                    Partition(p.topic, p.partition): answer.result(PATIENCE_S).offset for p, answer in asked.items()
+                }
             except KafkaException as error:
                 # the leaders of topics that were made just now may not know it yet
-                if not error.args[0].retriable() and error.args[0].code() not in NOT_YET or time.monotonic() > deadline:
+                passing = error.args[0].retriable() or error.args[0].code() in NOT_YET
+                if not passing or time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
 

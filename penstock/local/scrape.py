@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from penstock.local.supervisor import Worker
 
-_SAMPLE = re.compile(r'^(penstock_\w+?)(?:_total)?(?:\{(.*)\})? (\S+)$')
+_SAMPLE = re.compile(r"^(penstock_\w+?)(?:_total)?(?:\{(.*)\})? (\S+)$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _SKIPPED = ("_bucket{", "_created")
 

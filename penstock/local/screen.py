@@ -1,8 +1,8 @@
-"""What the demo shows while it runs: the numbers, and where they are written to."""
+"""What the demo shows while it runs: its state, and the lines that tell it where there is no terminal."""
 
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -20,7 +20,6 @@ class Status:
     """The state of a run, refreshed once a second. ``first``, ``last``: ms since epoch, what is replayed."""
 
     plan: Plan
-    began: float
     first: int
     last: int
     total: int
@@ -31,12 +30,8 @@ class Status:
     percentiles: tuple[float, float] | None = None
     results: dict[str, float] = field(default_factory=dict)
     joined: int = 0
-    _changed: dict[str, float] = field(default_factory=dict)
 
     def update(self, look: Offsets, sent: Any, tail: Tail) -> None:
-        for topic in self.plan.topics:
-            if self.look is None or self.look.end(topic.name) != look.end(topic.name):
-                self._changed[topic.name] = look.at
         self.before, self.look, self.sent = self.look, look, sent
         self.percentiles = tail.latency.percentiles(RECENT)
         self.joined, self.results = len(tail.scores), tail.scores.results()
@@ -46,10 +41,6 @@ class Status:
         if self.look is None or self.before is None:
             return 0.0
         return (self.look.end(topic) - self.before.end(topic)) / max(0.001, self.look.at - self.before.at)
-
-    def silent(self, suffix: str) -> float:
-        """Seconds since the topic last changed."""
-        return time.monotonic() - self._changed.get(self.plan.topic(suffix).name, time.monotonic())
 
     def lag(self) -> dict[str, int]:
         """Rows not yet committed, by stage."""
@@ -85,19 +76,24 @@ class Screen(Protocol):
     def line(self, text: str) -> None:
         """Something happened, once."""
 
+    def live(self) -> AbstractContextManager[object]:
+        """Around the time when ``show`` is called."""
+
     def show(self, status: Status) -> None:
         """The newest state, about once a second."""
 
 
 class Lines:
-    """Without a terminal: a line for what happens, and one of progress every few seconds."""
+    """Without a terminal: a line for what happens, and one of progress every few seconds. ``write`` gets them."""
 
-    def __init__(self, every_s: float = LINE_EVERY_S) -> None:
-        self._every_s, self._shown = every_s, 0.0
+    def __init__(self, write: Callable[[str], object], every_s: float = LINE_EVERY_S) -> None:
+        self._write, self._every_s, self._shown = write, every_s, float("-inf")
 
     def line(self, text: str) -> None:
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        self._write(text)
+
+    def live(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def show(self, status: Status) -> None:
         if time.monotonic() - self._shown >= self._every_s:
@@ -105,7 +101,7 @@ class Lines:
             self.line(" · ".join(parts(status)))
 
 
-def parts(status: Status) -> Iterable[str]:
+def parts(status: Status) -> Iterator[str]:
     """The state in a few words each."""
     sent = status.sent
     yield status.date
@@ -114,6 +110,6 @@ def parts(status: Status) -> Iterable[str]:
     if status.percentiles is not None:
         yield "p50 {:.0f} ms, p99 {:.0f} ms".format(*status.percentiles)
     if {"auc", "baseline_auc"} <= status.results.keys():
-        yield f"AUC {status.results['auc']:.3f}, delay alone {status.results['baseline_auc']:.3f}"
+        yield f"AUC {status.results['auc']:.3f}, baseline {status.results['baseline_auc']:.3f}"
     yield f"{sum(status.dead().values())} dead letters"
     yield f"lag: {status.lags()}"

@@ -30,19 +30,22 @@ class Step:
         self._leash, self._pid = launch([sys.executable, "-m", *arguments], Path.cwd(), log_path, environ=environ)
 
     def wait(self, progress: Callable[[str], None] = lambda line: None) -> str:
-        """Returns the last line that it said; ``progress`` hears them all. Raises ``StepFailed``."""
+        """Returns the last line that it said; ``progress`` hears those before. Raises ``StepFailed``."""
         last = ""
         while True:
             ended = self._leash.poll()
             for line in self._new_lines():
+                if last:
+                    progress(last)
                 last = line
-                progress(line)
             if ended is not None:
                 break
             time.sleep(FOLLOW_EVERY_S)
         self.close()
         if ended != 0:
-            raise StepFailed(f"{self.name} failed (exit code {ended}). The end of {self._log_path}:\n{tail(self._log_path)}")
+            raise StepFailed(
+                f"{self.name} failed (exit code {ended}). The end of {self._log_path}:\n{tail(self._log_path)}"
+            )
         return last
 
     def close(self) -> None:

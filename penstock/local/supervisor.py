@@ -86,7 +86,7 @@ class Worker:
 class Supervisor:
     """Keeps ``workers[stage]`` processes of every stage of ``plan`` running; a context manager.
 
-    ``plan_path``: the plan as the workers load it. ``tell`` hears of exits and restarts. Logs are
+    ``plan_path``: the plan as the workers load it. ``tell`` hears of exits and restarts; ``command`` says how a worker is started. Logs are
     ``log_dir/STAGE.SLOT.log``, with those of earlier processes of the slot before.
     """
 
@@ -98,6 +98,7 @@ class Supervisor:
         log_dir: Path,
         workers: Mapping[str, int] | None = None,
         tell: Callable[[str], None] = lambda line: None,
+        command: Callable[["Worker", Path], list[str]] | None = None,
     ) -> None:
         counts = {stage.name: 1 for stage in plan.stages} | dict(workers or {})
         for stage in counts:
@@ -106,6 +107,7 @@ class Supervisor:
             Worker(stage, slot, log_dir / f"{stage}.{slot}.log") for stage, n in counts.items() for slot in range(n)
         ]
         self._plan_path, self._log_dir, self._tell = plan_path, log_dir, tell
+        self._command = command or run_command
         self._environment = {k: v for k, v in os.environ.items() if k not in OWN} | environment_of(settings)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -184,7 +186,7 @@ class Supervisor:
 
     def _launch(self, worker: Worker) -> None:
         worker.port, worker.due, worker.ready = free_port(), None, False
-        command = [sys.executable, "-m", "penstock", "run", worker.stage, str(self._plan_path), "--slot", str(worker.slot)]
+        command = self._command(worker, self._plan_path)
         environ = self._environment | {"PENSTOCK_METRICS_PORT": str(worker.port)}
         worker.leash, worker.pid = launch(command, Path.cwd(), worker.log_path, append=True, environ=environ)
 
@@ -217,7 +219,14 @@ class Supervisor:
             return
         delay = min(FIRST_DELAY_S * 2**recent, LONGEST_DELAY_S)
         worker.due, worker.ready = now + delay, False
-        self._tell(f"{worker.name} ended with exit code {code}; it starts again in {delay:.1f} s (see {worker.log_path})")
+        self._tell(
+            f"{worker.name} ended with exit code {code}; it starts again in {delay:.1f} s (see {worker.log_path})"
+        )
+
+
+def run_command(worker: Worker, plan_path: Path) -> list[str]:
+    """``penstock run`` by this interpreter."""
+    return [sys.executable, "-m", "penstock", "run", worker.stage, str(plan_path), "--slot", str(worker.slot)]
 
 
 def environment_of(settings: Settings) -> dict[str, str]:

@@ -5,6 +5,7 @@ Cheap on purpose, for it shares the cores with what it watches: it waits for pre
 decodes what it has in batches, once a second.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from penstock.plan import Plan
 from penstock.profiles.ranking import auc
 from penstock.settings import Settings
 from penstock.worker import schema_lookup
+
+log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 DECODE_EVERY_S = 1.0
@@ -59,7 +62,9 @@ class Scoreboard:
 
     def add(self, rows: pa.RecordBatch) -> None:
         """``rows``: as on ``NAME.outcomes``."""
-        columns = [rows.column(name).to_pylist() for name in ("kind", "label_key", "score", "baseline", "label", "value")]
+        columns = [
+            rows.column(name).to_pylist() for name in ("kind", "label_key", "score", "baseline", "label", "value")
+        ]
         nan = float("nan")
         for kind, key, score, baseline, label, value in zip(*columns, strict=True):
             if kind == "prediction":
@@ -77,7 +82,7 @@ class Scoreboard:
         return len(self._met)
 
     def results(self) -> dict[str, float]:
-        """``accuracy``, ``majority`` (of always saying the commoner class), ``auc`` and ``baseline_auc``, where known."""
+        """``accuracy``, ``majority`` (of always giving the commoner answer), ``auc``, ``baseline_auc``, where known."""
         if not self._met:
             return {}
         scores, baseline, guess, truth = np.array(self._met, np.float64).T
@@ -153,7 +158,9 @@ class Tail:
         finally:
             consumer.close()
 
-    def _open(self, topic: str, partitions: list[int], columns: tuple[str, ...], wait_ms: int) -> tuple[Consumer, AvroDecoder]:
+    def _open(
+        self, topic: str, partitions: list[int], columns: tuple[str, ...], wait_ms: int
+    ) -> tuple[Consumer, AvroDecoder]:
         consumer = Consumer(
             {
                 **self._settings.kafka(),
@@ -163,6 +170,7 @@ class Tail:
                 "fetch.wait.max.ms": wait_ms,
                 "fetch.min.bytes": 1 if wait_ms < 100 else 65_536,
                 "fetch.queue.backoff.ms": 5,
+                "logger": log,
             }
         )
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])

@@ -5,6 +5,7 @@ Every raw message has one fate: a prediction, a dead letter, or a row of ``NAME.
 them is duplicated, and a fate of a message that was never sent counts as duplicated too.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from penstock.plan import Plan
 from penstock.profiles.ranking import auc
 from penstock.settings import Settings
 from penstock.worker import schema_lookup
+
+log = logging.getLogger(__name__)
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -125,8 +128,10 @@ class TopicReader:
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,
+                "fetch.wait.max.ms": 20,  # an end is only seen when a fetch comes back empty
                 "fetch.queue.backoff.ms": 5,
                 "queued.max.messages.kbytes": 32_768,
+                "logger": log,
             }
         )
         try:
@@ -141,7 +146,7 @@ class TopicReader:
                         messages.append(message)
                     elif error.code() == KafkaError._PARTITION_EOF:
                         number = message.partition()
-                        _, end = consumer.get_watermark_offsets(TopicPartition(topic.name, number), timeout=10)
+                        _, end = consumer.get_watermark_offsets(TopicPartition(topic.name, number), cached=True)
                         if message.offset() >= end:
                             unfinished.discard(number)
                     else:
@@ -299,7 +304,7 @@ def _late(plan: Plan, reader: TopicReader, topic: str) -> int:
 
 
 def late_rows(times: Int64s, lateness_ms: int) -> int:
-    """How many of ``times`` (ms, one partition in log order) are older than the largest before them less the lateness."""
+    """How many of ``times`` (ms, one partition in log order) are older than the largest before, less the lateness."""
     return int((times[1:] < np.maximum.accumulate(times)[:-1] - lateness_ms).sum())
 
 
@@ -327,4 +332,3 @@ def _floats(column: pa.ChunkedArray) -> Floats:
 def _fields(plan: Plan, suffix: str) -> list[dict[str, Any]]:
     value = plan.topic(suffix).value
     return [] if value is None else value.avro["fields"]
-

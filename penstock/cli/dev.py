@@ -1,0 +1,54 @@
+"""``penstock dev PIPELINE``: a broker and all workers of any pipeline, until Ctrl-C."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def dev(
+    pipeline: Annotated[str, typer.Argument(help="Import string, e.g. pipelines.fraud.pipeline:pipeline.")],
+    docker: Annotated[bool, typer.Option("--docker", help="Run the broker in Docker.")] = False,
+    folder: Annotated[Path | None, typer.Option(help="Broker, logs and state; var/dev/NAME if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print addresses and topics as one JSON object.")] = False,
+) -> None:
+    """Start a broker and all workers of a pipeline, with its schemas added to the lock, until Ctrl-C."""
+    from penstock.local.dev import Development
+    from penstock.local.jars import JarsUnavailable
+    from penstock.local.java import JavaNotFound
+    from penstock.local.resolve import describe_kind
+    from penstock.local.state import BrokerError
+    from penstock.local.steps import StepFailed
+    from penstock.local.supervisor import WorkersFailed
+    from penstock.local.until import interruptible, until_interrupted
+    from penstock.models.control_topic import ControlUnavailable
+    from penstock.topics import BrokerUnavailable
+
+    def say(line: str) -> None:
+        typer.echo(line, err=as_json)
+
+    told = (
+        BrokerError,
+        JarsUnavailable,
+        JavaNotFound,
+        StepFailed,
+        WorkersFailed,
+        BrokerUnavailable,
+        ControlUnavailable,
+    )
+    say(describe_kind(docker))
+    try:
+        with interruptible(), ExitStack() as stack:
+            running = Development(pipeline, docker, folder, say, stack)
+            say(running.page())
+            if as_json:
+                typer.echo(json.dumps(running.facts()))
+            until_interrupted(running.look)
+    except KeyboardInterrupt:
+        pass
+    except told as error:
+        typer.echo(f"penstock dev: {error}", err=True)
+        raise typer.Exit(1) from None
+    say("everything that was started has ended")

@@ -1,0 +1,101 @@
+"""A pipeline under development: broker, topics and workers for as long as it is wanted. Unlike the demo it keeps its
+broker's records from one time to the next, as the pipeline's own Feast stores do.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from penstock.local.plans import PlanFile
+from penstock.local.resolve import resolve_broker
+from penstock.local.supervisor import Supervisor
+from penstock.models.control_topic import promote, read_control
+from penstock.models.registry import ModelRegistry
+from penstock.plan import Plan
+from penstock.settings import Settings
+from penstock.topics import admin_client, check_topics, create_topics, topic_specs
+
+LOOK_EVERY_S = 1.0
+
+
+class Development:
+    """Starts all that ``source`` needs; ``stack`` ends it. ``say`` hears of what is not ready, and why."""
+
+    def __init__(
+        self, source: str, docker: bool, folder: Path | None, say: Callable[[str], None], stack: ExitStack
+    ) -> None:
+        self._say, self._said, self._looked = say, "", 0.0
+        name = source.partition(":")[0].replace(".", "_")
+        self._folder = folder or Path("var/dev") / name
+        logs = self._folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        plan_file = PlanFile(source, self._folder / "plan.json", logs / "compile.log", extend_lock=True)
+        stack.callback(plan_file.close)
+        broker = stack.enter_context(resolve_broker(docker, self._folder / "broker"))
+        self._plan = plan_file.load()
+        self._bootstrap = broker.bootstrap
+        settings = Settings().model_copy(
+            update={"bootstrap_servers": broker.bootstrap, "state_dir": self._folder / "state"}
+        )
+        admin, specs = admin_client(settings), topic_specs(self._plan)
+        create_topics(admin, specs)
+        for difference in check_topics(admin, specs):
+            say(f"{difference.topic} {difference.what}. Mend: {difference.mend}")
+        promote_newest(self._plan, settings, say)
+        self._supervisor = Supervisor(self._plan, self._folder / "plan.json", settings, logs, tell=say)
+        stack.enter_context(self._supervisor)
+
+    def page(self) -> str:
+        """What is where, for a person."""
+        facts = self.facts()
+        workers = facts["workers"]
+        assert isinstance(workers, dict)
+        width = max(map(len, workers))
+        return "\n".join(
+            [
+                f"export KAFKA_BOOTSTRAP_SERVERS={self._bootstrap}",
+                f"plan: {facts['plan']}",
+                f"logs: {self._folder / 'logs'}",
+                *(f"topic: {topic.name}, {topic.partitions} partitions" for topic in self._plan.topics),
+                *(f"{name:<{width}}  {url}" for name, url in workers.items()),
+                "Ctrl-C ends everything",
+            ]
+        )
+
+    def facts(self) -> dict[str, object]:
+        """The same for programs."""
+        return {
+            "bootstrap": self._bootstrap,
+            "plan": str(self._folder / "plan.json"),
+            "topics": {topic.name: topic.partitions for topic in self._plan.topics},
+            "workers": {w.name: f"http://127.0.0.1:{w.port}/metrics" for w in self._supervisor.workers},
+        }
+
+    def look(self) -> None:
+        """Say what is not ready whenever that changes. Raises ``WorkersFailed``."""
+        self._supervisor.check()
+        if time.monotonic() - self._looked < LOOK_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        waiting = []
+        for worker in self._supervisor.workers:
+            worker.look()
+            if not worker.ready:
+                waiting.append(f"{worker.name}: {'; '.join(worker.waiting_for.values())}")
+        said = "not ready: " + " | ".join(waiting) if waiting else "all workers are ready"
+        if said != self._said:
+            self._said = said
+            self._say(said)
+
+
+def promote_newest(plan: Plan, settings: Settings, say: Callable[[str], None]) -> None:
+    """Makes the registry's newest version the champion where nobody serves yet."""
+    if plan.model is None or any(found.message.version for found in read_control(settings, plan)):
+        return
+    versions = ModelRegistry(settings.models_url).versions(plan.model.name)
+    if not versions:
+        say(f"{settings.models_url} has no version of {plan.model.name!r}: train one, then `penstock model promote`")
+        return
+    promote(settings, plan, versions[-1], "penstock dev", "the newest version, where nobody served")
+    say(f"{plan.model.name} {versions[-1]} is champion now, as the newest version in {settings.models_url}")
