@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from penstock.intake import Intake, Piece, Work
+from penstock.intake import Intake, Piece
+from penstock.lanes import Work
 from penstock.observer import Observer
 from penstock.outbox import Outbox, UnencodableError
 from penstock.records import Batch, Output, Partition, Reason, Result

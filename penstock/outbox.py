@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from penstock.dead_letter import DeadLetter, RawRow, dead_letter, digest_only
 from penstock.envelope import EVENT_ID, ORIGIN_OFFSET, ORIGIN_PARTITION
-from penstock.intake import Work
+from penstock.lanes import Work
 from penstock.records import Header, Int32s, Key, Output, Partition, Reason, Records, Result
 from penstock.transport.protocol import Fenced, Position, Refusal, Transport
 

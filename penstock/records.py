@@ -99,6 +99,52 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @staticmethod
+    def empty(topic: str) -> "Batch":
+        """No row of ``topic``, and no column either."""
+        none = np.empty(0, np.int64)
+        rows = pa.RecordBatch.from_arrays([], names=[])
+        return Batch(topic, rows, [], none.astype(np.int32), none, none, none, none)
+
+    @staticmethod
+    def join(batches: "Sequence[Batch]") -> "Batch":
+        """The rows of several batches of one topic, one after the other."""
+        if len(batches) == 1:
+            return batches[0]
+        traces = [b.traceparent for b in batches]
+        return Batch(
+            batches[0].topic,
+            pa.concat_batches([b.rows for b in batches]),
+            [key for b in batches for key in b.keys],
+            np.concatenate([b.partition for b in batches]),
+            np.concatenate([b.offset for b in batches]),
+            np.concatenate([b.timestamp for b in batches]),
+            np.concatenate([b.event_time for b in batches]),
+            np.concatenate([b.watermark for b in batches]),
+            batches[0].replay,
+            None
+            if all(trace is None for trace in traces)
+            else pa.concat_arrays(
+                [pa.nulls(len(b), pa.string()) if b.traceparent is None else b.traceparent for b in batches]
+            ),
+        )
+
+    def slice(self, start: int, n: int) -> "Batch":
+        """``n`` rows from ``start``; nothing is copied but the keys."""
+        stop = start + n
+        return Batch(
+            self.topic,
+            self.rows.slice(start, n),
+            self.keys[start:stop],
+            self.partition[start:stop],
+            self.offset[start:stop],
+            self.timestamp[start:stop],
+            self.event_time[start:stop],
+            self.watermark[start:stop],
+            self.replay,
+            None if self.traceparent is None else self.traceparent.slice(start, n),
+        )
+
     def take(self, index: npt.NDArray[np.intp] | Int32s) -> "Batch":
         """The rows at ``index``, in that order."""
         chosen = index.tolist()
