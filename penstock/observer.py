@@ -103,11 +103,8 @@ class Observer:
         telemetry.ASSIGNED.labels(self._stage).set(len(owned))
         for partition in [p for p in self._committed if p not in owned]:
             del self._committed[partition]
-            for gauge in (telemetry.LAG_RECORDS, telemetry.LAG_SECONDS, telemetry.WATERMARK):
-                try:
-                    gauge.remove(self._stage, partition.topic, str(partition.number))
-                except KeyError:
-                    continue  # it was never set
+            for gauge in (telemetry.LAG_RECORDS, telemetry.LAG_SECONDS):  # its new owner tells the lag from now on
+                gauge.labels(self._stage, partition.topic, str(partition.number)).set(0)
         self._health.wait("start", None)
         self._health.wait("partitions", None if owned else "no partition is assigned to this worker")
 

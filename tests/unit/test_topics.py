@@ -94,8 +94,8 @@ def test_retention_reaches_back_past_the_longest_window_and_the_lateness() -> No
     assert {spec.retention_ms for spec in topic_specs(plan)} == {history_ms(plan) + DAY_MS}
 
 
-def test_retention_covers_the_time_that_predictions_wait_for_labels() -> None:
-    assert history_ms(plan_of("p", horizon_ms=20 * DAY_MS)) == 20 * DAY_MS + 3 * HOUR_MS
+def test_retention_covers_what_the_label_join_may_read_again() -> None:
+    assert history_ms(plan_of("p", horizon_ms=20 * DAY_MS)) == 3 * 20 * DAY_MS + 3 * HOUR_MS
 
 
 def test_short_windows_still_keep_a_week() -> None:
