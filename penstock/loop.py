@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from penstock.envelope import TRACEPARENT
 from penstock.intake import Intake, Piece
 from penstock.lanes import Work
 from penstock.observer import Observer
@@ -27,6 +28,7 @@ from penstock.transport.protocol import Position, TransactionAborted, Transport
 log = logging.getLogger(__name__)
 
 SOONEST_COMMIT_S = 0.010
+STAGE_FAILED = "stage failed"
 SECOND = 1.0
 
 
@@ -155,6 +157,7 @@ class Loop:
         if not self.outbox:
             self._opened = self._clock()
         self._check_fates(work.batch, result)
+        self._tell_failures(work.batch, result)
         with self._observer.phase("send"):
             self._send(work, result)
         self._observer.worked(work.batch)
@@ -167,12 +170,26 @@ class Loop:
             return self.stage.process(batch)
         except Exception as error:  # whatever a stage raises, one row is to blame and the others go on
             if len(batch) == 1:
-                log.warning("a row could not be processed: %s", type(error).__name__, exc_info=error)
-                return Result(rejects={0: Reason("stage failed", f"{type(error).__name__}: {error}")})
+                return Result(rejects={0: Reason(STAGE_FAILED, f"{type(error).__name__}: {error}")})
             middle = len(batch) // 2
             first = self._process(batch.take(np.arange(middle)))
             second = self._process(batch.take(np.arange(middle, len(batch))))
             return _together(first, second, middle)
+
+    def _tell_failures(self, batch: Batch, result: Result) -> None:
+        """One line a batch, with where to look: what was in the rows is in the dead letters alone."""
+        failed = [row for row, reason in result.rejects.items() if reason.kind == STAGE_FAILED]
+        if failed:
+            row = failed[0]
+            where = {"topic": batch.topic, "partition": int(batch.partition[row]), "offset": int(batch.offset[row])}
+            trace = trace_id(batch, row)
+            log.error(
+                "%s raised %s on %d rows, first at the one named here; they are dead letters",
+                type(self.stage).__name__,
+                result.rejects[row].message.split(":", 1)[0],
+                len(failed),
+                extra=where if trace is None else {**where, "trace_id": trace},
+            )
 
     def _check_fates(self, batch: Batch, result: Result) -> None:
         fates = np.zeros((3, len(batch)), np.bool_)
@@ -349,6 +366,16 @@ class Loop:
         )
         self._observer.assignment(self.intake.lanes)
         log.info("let go of %s", ", ".join(map(str, sorted(gone))))
+
+
+def trace_id(batch: Batch, row: int) -> str | None:
+    """The trace that a row belongs to, where its producer sent a W3C trace context."""
+    column = batch.traceparent
+    if column is None and TRACEPARENT in batch.rows.schema.names:
+        column = batch.rows.column(TRACEPARENT)
+    context = None if column is None else column[row].as_py()
+    parts = (context or "").split("-")
+    return parts[1] if len(parts) == 4 else None
 
 
 def _together(first: Result, second: Result, middle: int) -> Result:

@@ -105,12 +105,14 @@ class Observer:
             del self._committed[partition]
             for gauge in (telemetry.LAG_RECORDS, telemetry.LAG_SECONDS):  # its new owner tells the lag from now on
                 gauge.labels(self._stage, partition.topic, str(partition.number)).set(0)
-        self._health.wait("start", None)
+        if "start" in self._health.waiting_for:
+            self._health.wait("lag", "the ends of the partitions are not known yet")
+            self._health.wait("start", None)
         self._health.wait("partitions", None if owned else "no partition is assigned to this worker")
 
     def every_second(self, intake: Intake, transport: Transport, now: float) -> None:
         """Lag of every partition, replay left, and with them readiness."""
-        replaying = []
+        replaying, unheard = [], []
         for partition in intake.lanes:
             labels = (self._stage, partition.topic, str(partition.number))
             left = intake.replay_left(partition)
@@ -119,12 +121,14 @@ class Observer:
                 replaying.append(f"{partition} has {left} rows left")
             high = transport.high(partition)
             if high is None:
+                unheard.append(str(partition))
                 continue
             stamp, _ = self._seen.get(partition, (0, 0))
             lag = 0 if intake.drained(partition) else max(0, high - self._committed.get(partition, high))
             telemetry.LAG_RECORDS.labels(*labels).set(lag)
             telemetry.LAG_SECONDS.labels(*labels).set(max(0.0, now - stamp / 1000) if lag and stamp else 0.0)
         self._health.wait("replay", ", ".join(replaying) or None)
+        self._health.wait("lag", f"the end of {', '.join(unheard)} is not known yet" if unheard else None)
         telemetry.READY.labels(self._stage).set(self._health.ready)
 
     def collect_garbage(self, collect: Callable[[], object]) -> None:

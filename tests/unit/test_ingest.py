@@ -1,0 +1,177 @@
+"""The ingest stage on batches built in sight: what passes, what is rejected and why, and what goes out."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from penstock.plan import PlanError
+from penstock.records import NO_TIME, Batch
+from penstock_ingest.checks import declared_checks, first_failures
+from penstock_ingest.stage import build
+from tests.onnx_models import plan as any_plan
+
+TIMESTAMP = {"type": "long", "logicalType": "timestamp-millis"}
+EVENT = {
+    "type": "record",
+    "name": "E",
+    "fields": [
+        {"name": "id", "type": "string"},
+        {"name": "at", "type": TIMESTAMP},
+        {"name": "who", "type": ["null", "string"], "default": None, "pattern": "^[A-Z]{2}$"},
+        {"name": "amount", "type": ["null", "double"], "default": None, "minimum": 0, "maximum": 100},
+        {"name": "free", "type": "double", "allowNaN": True, "default": 0.0},
+    ],
+}
+LABEL = {
+    "type": "record",
+    "name": "L",
+    "fields": [
+        {"name": "id", "type": "string"},
+        {"name": "known", "type": TIMESTAMP},
+        {"name": "bad", "type": "boolean"},
+    ],
+}
+NOW = 1_000_000
+
+
+def ingest() -> Any:
+    plan = any_plan()
+    event = plan.event.model_copy(
+        update={"avro": EVENT, "event_id": "id", "timestamp": "at", "key": "who", "future_ms": 1000}
+    )
+    topics = {t.name.rsplit(".", 1)[-1]: t for t in plan.topics}
+    some = next(iter(topics.values()))
+    made = [some.model_copy(update={"name": f"{plan.pipeline}.{s}"}) for s in ("raw", "labels", "events", "outcomes")]
+    label = {
+        "avro": LABEL, "id": 2, "subject": "s", "key": "id", "value": "bad", "timestamp": "known", "horizon_ms": 1
+    }  # fmt: skip
+    changed = plan.model_dump() | {
+        "event": event.model_dump(),
+        "label": label,
+        "topics": [t.model_dump() for t in made],
+    }
+    return type(plan).model_validate(changed)
+
+
+def events(rows: list[dict[str, Any]], topic: str = "raw", **changed: Any) -> Batch:
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("at", pa.timestamp("ms")),
+            ("who", pa.string()),
+            ("amount", pa.float64()),
+            ("free", pa.float64()),
+        ]
+    )
+    full = [{"id": f"e{i}", "at": NOW, "who": "AB", "amount": 1.0, "free": 0.0, **row} for i, row in enumerate(rows)]
+    n = len(full)
+    times = np.array([NO_TIME if row["at"] is None else row["at"] for row in full], np.int64)
+    return Batch(
+        f"{ingest().pipeline}.{topic}",
+        pa.RecordBatch.from_pylist(full, schema=schema),
+        [b"k"] * n,
+        np.arange(n, dtype=np.int32) % 2,
+        np.arange(n, dtype=np.int64) + 10,
+        np.full(n, NOW, np.int64),
+        times,
+        np.full(n, NO_TIME, np.int64),
+        **changed,
+    )
+
+
+def test_a_valid_event_goes_out_with_its_envelope_keyed_by_its_entity() -> None:
+    result = build(ingest(), "ingest").process(events([{}, {"who": None}]))
+    (output,) = result.outputs
+    assert output.topic.endswith(".events")
+    assert list(output.keys) == ["AB", None]
+    row = output.rows.to_pylist()[0]
+    assert row["_event_id"] == "e0"
+    assert (row["_origin_partition"], row["_origin_offset"]) == (0, 10)
+    assert row["_event_time"].timestamp() * 1000 == NOW
+    assert row["_traceparent"] is None
+    assert row["amount"] == 1.0
+    assert not result.rejects
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"amount": -1.0}, "out of range"),
+        ({"amount": 100.5}, "out of range"),
+        ({"amount": float("nan")}, "not a finite number"),
+        ({"amount": float("inf")}, "not a finite number"),
+        ({"who": "abc"}, "pattern mismatch"),
+        ({"at": NOW + 1001}, "event time in the future"),
+        ({"at": None}, "no event time"),
+    ],
+)
+def test_what_the_schema_forbids_is_a_reject_that_names_field_and_rule(row: dict[str, Any], kind: str) -> None:
+    result = build(ingest(), "ingest").process(events([{}, row, {}]))
+    assert {place: reason.kind for place, reason in result.rejects.items()} == {1: kind}
+    assert result.outputs[0].source.tolist() == [0, 2]
+    assert [r["_event_id"] for r in result.outputs[0].rows.to_pylist()] == ["e0", "e2"]
+
+
+@pytest.mark.parametrize(
+    "row", [{"amount": None}, {"amount": 0.0}, {"amount": 100.0}, {"free": float("nan")}, {"who": None}]
+)
+def test_nulls_bounds_and_what_the_schema_allows_pass(row: dict[str, Any]) -> None:
+    assert not build(ingest(), "ingest").process(events([row])).rejects
+
+
+def test_a_reason_tells_the_rule_and_never_a_text_itself() -> None:
+    found = first_failures(events([{"who": "secret"}]).rows, declared_checks(EVENT))
+    assert "secret" not in found[0].message
+    assert "'who'" in found[0].message
+    assert "^[A-Z]{2}$" in found[0].message
+
+
+def test_an_event_without_a_declared_id_is_named_by_where_it_was_read() -> None:
+    plan = ingest()
+    plan = plan.model_copy(update={"event": plan.event.model_copy(update={"event_id": None})})
+    (output,) = build(plan, "ingest").process(events([{}, {}])).outputs
+    topic = plan.topic("raw").name
+    assert output.rows.column("_event_id").to_pylist() == [f"{topic}-0-10", f"{topic}-1-11"]
+
+
+def test_a_trace_context_becomes_a_column() -> None:
+    context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    batch = events([{}, {}], traceparent=pa.array([None, context]))
+    (output,) = build(ingest(), "ingest").process(batch).outputs
+    assert output.rows.column("_traceparent").to_pylist() == [None, context]
+
+
+def test_a_label_becomes_an_outcome_keyed_by_its_label_key() -> None:
+    n = 2
+    rows = pa.RecordBatch.from_pydict(
+        {"id": ["a", "b"], "known": pa.array([NOW, NOW + 5], pa.timestamp("ms")), "bad": [True, False]}
+    )
+    batch = Batch(
+        f"{ingest().pipeline}.labels",
+        rows,
+        [None] * n,
+        np.zeros(n, np.int32),
+        np.arange(n, dtype=np.int64),
+        np.full(n, NOW, np.int64),
+        np.array([NOW, NOW + 5]),
+        np.full(n, NO_TIME, np.int64),
+    )
+    (output,) = build(ingest(), "ingest").process(batch).outputs
+    assert output.topic.endswith(".outcomes")
+    assert list(output.keys) == ["a", "b"]
+    assert [(row["kind"], row["value"]) for row in output.rows.to_pylist()] == [("label", 1.0), ("label", 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"name": "f", "type": "string", "minimum": 1}, "Only numbers"),
+        ({"name": "f", "type": "double", "pattern": "x"}, "Only strings"),
+        ({"name": "f", "type": "string", "pattern": "("}, "no RE2 expression"),
+    ],
+)
+def test_a_declaration_that_makes_no_sense_is_refused_at_start(field: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        declared_checks({"type": "record", "name": "R", "fields": [field]})

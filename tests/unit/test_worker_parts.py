@@ -1,0 +1,109 @@
+"""The small parts of a worker: its slot, its health server, its logs, its dead letters."""
+
+import json
+import logging
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from penstock.dead_letter import RawRow, dead_letter, digest_only
+from penstock.health import Health, HealthServer
+from penstock.logs import JsonLines
+from penstock.records import Partition, Reason
+from penstock.settings import Settings
+from penstock.slots import Slot, SlotTaken
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_readiness_says_why_not() -> None:
+    health = Health()
+    server = HealthServer(health, "127.0.0.1", 0)
+    try:
+        status, body = get(server.port, "/health/ready")
+        assert (status, json.loads(body)["ready"]) == (503, False)
+        health.wait("start", None)
+        health.wait("model", "no champion yet")
+        assert json.loads(get(server.port, "/health/ready")[1])["waiting_for"] == {"model": "no champion yet"}
+        health.wait("model", None)
+        assert get(server.port, "/health/ready")[0] == 200
+        assert get(server.port, "/health/live")[0] == 200
+        assert "penstock_records_in" in get(server.port, "/metrics")[1]
+        assert get(server.port, "/nowhere")[0] == 404
+    finally:
+        server.close()
+
+
+def test_a_slot_has_one_holder_and_is_free_after_kill_9(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from penstock.slots import Slot\n"
+        f"with Slot(pathlib.Path({str(tmp_path)!r}), 'g', 0): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(SlotTaken, match=f"held by process {holder.pid}"), Slot(tmp_path, "g", 0):
+            pass
+        with Slot(tmp_path, "g", 1):
+            pass
+        holder.kill()
+        holder.wait()
+        with Slot(tmp_path, "g", 0):
+            pass
+
+
+def test_a_log_line_is_json_with_stage_slot_and_trace() -> None:
+    record = logging.LogRecord("penstock.loop", logging.WARNING, __file__, 1, "%s aborted", ("it",), None)
+    record.trace_id = "0af7651916cd43dd8448eb211c80319c"
+    line = json.loads(JsonLines("ingest", 2).format(record))
+    assert line["message"] == "it aborted"
+    assert (line["stage"], line["slot"], line["level"]) == ("ingest", 2, "WARNING")
+    assert line["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+
+
+def test_a_dead_letter_is_the_record_itself_with_connects_headers() -> None:
+    raw = RawRow(Partition("p.raw", 3), 42, 1700, b"k", b"\xff\x00", [("mine", b"1")], ("p.raw", 3, 42))
+    letter = dead_letter(raw, Reason("bad magic", "the first byte is 255"), "ingest", {"schema.id": "7"})
+    headers = dict(letter.headers)
+    assert (letter.key, letter.value) == (b"k", b"\xff\x00")
+    assert headers["mine"] == b"1"
+    assert headers["__connect.errors.topic"] == b"p.raw"
+    assert headers["__connect.errors.partition"] == b"3"
+    assert headers["__connect.errors.offset"] == b"42"
+    assert headers["__connect.errors.exception.message"] == b"the first byte is 255"
+    assert headers["penstock.reason"] == b"bad magic"
+    assert headers["penstock.timestamp"] == b"1700"
+    assert headers["penstock.origin.offset"] == b"42"
+    assert headers["penstock.schema.id"] == b"7"
+    assert headers["penstock.attempt"] == b"1"
+    again = dead_letter(
+        RawRow(Partition("p.raw", 0), 50, 1800, b"k", letter.value, letter.headers, None),
+        Reason("x", "y"),
+        "ingest",
+        {},
+    )
+    assert [value for name, value in again.headers if name == "penstock.attempt"] == [b"1", b"2"]
+    assert json.loads(digest_only(letter).value or b"")["size"] == 2
+
+
+def test_secrets_are_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_SASL_PASSWORD", "hunter2")
+    monkeypatch.setenv("PENSTOCK_SECURITY_PROTOCOL", "SASL_SSL")
+    monkeypatch.setenv("PENSTOCK_SASL_MECHANISM", "SCRAM-SHA-512")
+    monkeypatch.setenv("PENSTOCK_SASL_USERNAME", "ada")
+    settings = Settings()
+    assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
+    client = settings.kafka()
+    assert client["sasl.password"] == "hunter2"
+    assert (client["security.protocol"], client["sasl.mechanism"]) == ("SASL_SSL", "SCRAM-SHA-512")
