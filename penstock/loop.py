@@ -168,7 +168,7 @@ class Loop:
             return Result()
         try:
             return self.stage.process(batch)
-        except Exception as error:  # whatever a stage raises, one row is to blame and the others go on
+        except Exception as error:  # noqa: BLE001  # whatever a stage raises, one row is to blame and the others go on
             if len(batch) == 1:
                 return Result(rejects={0: Reason(STAGE_FAILED, f"{type(error).__name__}: {error}")})
             middle = len(batch) // 2

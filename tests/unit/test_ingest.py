@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from penstock_ingest.checks import declared_checks, first_failures
+from penstock_ingest.stage import build
 
 from penstock.plan import PlanError
 from penstock.records import NO_TIME, Batch
-from penstock_ingest.checks import declared_checks, first_failures
-from penstock_ingest.stage import build
 from tests.onnx_models import plan as any_plan
 
 TIMESTAMP = {"type": "long", "logicalType": "timestamp-millis"}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock import telemetry
 from penstock.dead_letter import RawRow, dead_letter, digest_only
 from penstock.health import Health, HealthServer
 from penstock.logs import JsonLines
@@ -39,7 +40,8 @@ def test_readiness_says_why_not() -> None:
         health.wait("model", None)
         assert get(server.port, "/health/ready")[0] == 200
         assert get(server.port, "/health/live")[0] == 200
-        assert "penstock_records_in" in get(server.port, "/metrics")[1]
+        telemetry.READY.labels("test").set(1)
+        assert 'penstock_ready{stage="test"} 1.0' in get(server.port, "/metrics")[1]
         assert get(server.port, "/nowhere")[0] == 404
     finally:
         server.close()
