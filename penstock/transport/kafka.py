@@ -290,8 +290,9 @@ class KafkaTransport:
         self._sends, self._refused, self._failed, self._unsent = [], [], [], None
 
     def _named(self) -> list[Refusal]:
-        """The rows behind the delivery reports: rare, so they are searched for. When the broker refuses one row of a request, all of the request's
-        rows fail; among rows that were sent alone only the first failure counts, for it brings down those after it."""
+        """The rows behind the delivery reports: rare, so they are searched for. When the broker refuses one row of a
+        request, all of the request's rows fail; among rows that were sent alone only the first failure counts, for it
+        brings down those after it."""
         named = []
         for topic, value, message in self._failed:
             for number, (sent_to, values, alone) in enumerate(self._sends):
@@ -398,8 +399,9 @@ def _records(topic: str, messages: list[Message]) -> Records:
 
 
 def _timestamps(messages: list[Message], partition: Int32s) -> Int64s:
-    """Append times. Asking a message for its time costs ten times what its value costs; a partition's append times never fall, so where two rows have the
-    same one, so have all between them. Times that producers set are asked for one by one."""
+    """Append times. Asking a message for its time costs ten times what its value costs; a partition's append times
+    never fall, so where two rows have the same one, so have all between them. Times that producers set are asked for
+    one by one."""
     times = np.empty(len(messages), np.int64)
     for number in np.flatnonzero(np.bincount(partition)).tolist():
         places = np.flatnonzero(partition == number)

@@ -18,7 +18,7 @@ from penstock.observer import Observer
 from penstock.outbox import Outbox
 from penstock.records import Batch, Output, Partition, Reason, Result
 from penstock.stage import Stage
-from penstock.transport.protocol import Fenced, Position, Transport, TransactionAborted
+from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport
 from tests.contract.worlds import KafkaWorld, MemoryWorld, Recorder, World
 
 pytestmark = pytest.mark.kafka
