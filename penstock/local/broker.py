@@ -255,7 +255,7 @@ def _refuse_unusable(data_dir: Path, former: BrokerState | None) -> None:
 
 
 def _new_cluster_id() -> str:
-    """22 characters of base64, as Kafka makes them: never a leading dash, which its command line takes for an option."""
+    """22 characters of base64, as Kafka makes them; a leading dash would be an option on its command line."""
     while (made := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22]).startswith("-"):
         continue
     return made

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from penstock.codec.decoded import BadRow, Decoded
 from penstock.dead_letter import DeadLetter
 from penstock.health import Health
 from penstock.intake import Intake, TopicReader
+from penstock.local.resolve import BrokerHandle
 from penstock.loop import FateError, Loop, Pace
 from penstock.observer import Observer
 from penstock.outbox import Outbox
@@ -24,19 +25,19 @@ from tests.contract.worlds import KafkaWorld, MemoryWorld, Recorder, World
 pytestmark = pytest.mark.kafka
 
 
+@pytest.fixture
+def kafka(
+    broker: BrokerHandle, topic_factory: Callable[..., str], read_committed: Callable[..., Any], kafka_topic_prefix: str
+) -> Iterator[KafkaWorld]:
+    made = KafkaWorld(broker.bootstrap, topic_factory, read_committed, kafka_topic_prefix)
+    yield made
+    made.close()
+
+
 @pytest.fixture(params=["memory", "kafka"])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    if request.param == "memory":
-        yield MemoryWorld()
-        return
-    kafka = KafkaWorld(
-        request.getfixturevalue("broker").bootstrap,
-        request.getfixturevalue("topic_factory"),
-        request.getfixturevalue("read_committed"),
-        request.getfixturevalue("kafka_topic_prefix"),
-    )
-    yield kafka
-    kafka.close()
+def world(request: pytest.FixtureRequest) -> World:
+    found: World = MemoryWorld() if request.param == "memory" else request.getfixturevalue("kafka")
+    return found
 
 
 def drain(transport: Transport, expected: int, seconds: float = 20.0) -> list[tuple[int, int, bytes | None]]:
@@ -425,6 +426,24 @@ def test_rows_of_lost_partitions_are_not_committed_and_the_rest_is(world: World)
         value for value, number in sources.items() if number == 1
     }
     assert loop.transport.committed([lost]) == {lost: None}
+
+
+def test_at_least_once_sends_a_killed_workers_rows_again_and_loses_none(kafka: KafkaWorld) -> None:
+    kafka.guarantee = "at_least_once"
+    place = Workplace(kafka, partitions=1)
+    kafka.append(place.source, [(b"k", b"v%d" % i) for i in range(20)])
+    first = place.worker(Counting(place.target))
+    commit = first.transport.commit
+
+    def flushed_but_not_committed(positions: dict[Partition, Position]) -> None:
+        commit({})
+
+    first.transport.commit = flushed_but_not_committed  # type: ignore[method-assign,assignment]
+    place.run(first, lambda: len(place.values(place.target)) == 20)
+    first.transport.close()
+    second = place.worker(Counting(place.target))
+    place.run(second, place.settled(second, 20))
+    assert sorted(place.values(place.target)) == sorted([b"v%d=%d" % (i, i + 1) for i in range(20)] * 2)
 
 
 def test_merged_partitions_go_on_by_event_time(world: World) -> None:

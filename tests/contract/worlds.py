@@ -5,7 +5,7 @@ A world makes topics, appends rows as a foreign producer, gives transports to wo
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from confluent_kafka import Message, Producer
 
@@ -69,6 +69,7 @@ class KafkaWorld:
     ) -> None:
         self.bootstrap, self._make, self._read, self._prefix = bootstrap, make, read, prefix
         self._transports: list[KafkaTransport] = []
+        self.guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
 
     def topic(self, name: str, partitions: int = 1, **config: str) -> str:
         return self._make(name, partitions, **config)
@@ -80,7 +81,7 @@ class KafkaWorld:
         producer.flush()
 
     def transport(self, group: str, slot: int = 0) -> KafkaTransport:
-        settings = Settings(bootstrap_servers=self.bootstrap, slot=slot)
+        settings = Settings(bootstrap_servers=self.bootstrap, slot=slot, guarantee=self.guarantee)
         self._transports.append(KafkaTransport(settings, f"{self._prefix}.{group}", "test"))
         return self._transports[-1]
 
