@@ -40,7 +40,7 @@ IDLE = timedelta(seconds=4)
 """Silence after which the monitor closes its last windows: a replay knows no pauses, so the declared one need not be
 sat out."""
 SHOW_EVERY_S = 1.0
-SCRAPE_EVERY_S = 2.0
+SCRAPE_EVERY_S = 3.0
 READY_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 120.0
 QUIET_S = 2.0
@@ -128,9 +128,9 @@ class Demo:
         # inference too: a label must not run further ahead of its prediction than the join waits
         bounding = [stage for stage in plan.stages if stage.kind in ("ingest", "inference") or stage.views]
         inputs = [source.topic for source in plan.stage("ingest").inputs]
-        watch = Watch(OffsetReader(plan, settings), bounding, inputs, replaying.sent_so_far)
+        watch = Watch(plan, settings, bounding, inputs, replaying.sent_so_far)
         tail = Tail(plan, settings)
-        with running(watch), running(tail):
+        with running(tail):
             replaying.start(duration, watch.slowest)
             status = Status(plan, replaying.first, replaying.last, len(replaying))
             with self._screen.live():
@@ -224,10 +224,10 @@ def addresses(bootstrap: str, supervisor: Supervisor) -> str:
 
 
 @contextmanager
-def running(thing: Watch | Tail) -> Iterator[None]:
+def running(tail: Tail) -> Iterator[None]:
     """``start`` and ``stop``."""
-    thing.start()
+    tail.start()
     try:
         yield
     finally:
-        thing.stop()
+        tail.stop()

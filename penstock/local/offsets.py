@@ -3,10 +3,9 @@ watermarks that travel in the offsets' metadata. A client of its own, so that it
 themselves.
 """
 
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
@@ -20,6 +19,7 @@ from penstock.transport.protocol import Position
 MARKER = 1
 """A transaction's marker at the end of a log is never committed by a consumer: it is no lag."""
 TIMEOUT_S = 15.0
+LOOK_EVERY_S = 0.03
 NOT_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE)
 PATIENCE_S = 2 * TIMEOUT_S
 """The request ends by itself before."""
@@ -69,20 +69,22 @@ FAR = 2**62
 
 
 class OffsetReader:
-    """Reads ``Offsets`` of a plan; one request for all ends, one for each group."""
+    """Reads ``Offsets`` of a plan, or of some of its stages and their inputs: one request for all ends, one a group."""
 
-    def __init__(self, plan: Plan, settings: Settings) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, settings: Settings, stages: Sequence[StagePlan] | None = None) -> None:
+        self._plan, self._stages = plan, stages if stages is not None else plan.stages
+        topics = {source.topic for stage in self._stages for source in stage.inputs}
         self._admin: AdminClient = admin_client(settings)
         self._latest = {
             TopicPartition(topic.name, number): OffsetSpec.latest()
             for topic in plan.topics
+            if stages is None or topic.name in topics
             for number in range(topic.partitions)
         }
 
-    def read(self, stages: list[StagePlan] | None = None) -> Offsets:
-        """Offsets of ``stages`` (all if not given). Raises ``KafkaException`` when the broker does not answer."""
-        groups = [stage.name for stage in stages or self._plan.stages]
+    def read(self) -> Offsets:
+        """Offsets as they are now. Raises ``KafkaException`` when the broker does not answer."""
+        groups = [stage.name for stage in self._stages]
         # committed before ends: a row that arrives in between counts as lag, never the other way round
         asked = {
             name: self._admin.list_consumer_group_offsets(
@@ -117,47 +119,47 @@ class OffsetReader:
             time.sleep(0.1)
 
 
-@dataclass(slots=True)
 class Watch:
-    """Looks again and again on a thread of its own, so that whoever needs the newest look never waits for it.
+    """The slowest watermark of some stages, for a replay that must not run away from them.
 
-    ``stages``: those whose watermarks bound a replay. ``sent()``: how many messages were produced to the topics of
-    ``inputs`` so far, delivered or not, and the event time of the newest.
+    ``inputs``: the topics that are produced to; ``sent()``: how many messages so far, delivered or not, and the event
+    time (ms since epoch) of the newest.
     """
 
-    reader: OffsetReader
-    stages: list[StagePlan]
-    inputs: list[str]
-    sent: Callable[[], tuple[int, int]]
-    every_s: float = 0.05
-    _slowest: int | None = None
-    _stopping: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="offsets", daemon=True)
-        self._thread.start()
+    def __init__(
+        self,
+        plan: Plan,
+        settings: Settings,
+        stages: Sequence[StagePlan],
+        inputs: Sequence[str],
+        sent: Callable[[], tuple[int, int]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reader = OffsetReader(plan, settings, stages)
+        self._stages, self._inputs, self._sent, self._clock = stages, inputs, sent, clock
+        self._looked = float("-inf")
+        self._slowest: int | None = None
 
     def slowest(self) -> int | None:
         """Smallest event time (ms since epoch) up to which any of the stages has committed, that of the newest message
-        when all have read all; None while nothing is known."""
+        when all have read all; None while nothing is known. Looks at the broker, though not more often than worth it.
+        """
+        if self._clock() - self._looked >= LOOK_EVERY_S:
+            sent, newest = self._sent()  # before the look: what comes after it is not known to have been read
+            try:
+                look = self._reader.read()
+            except KafkaException:
+                return self._slowest  # the next look may succeed; until then the last one holds the replay back
+            self._slowest = self._judge(look, sent, newest)
+            self._looked = self._clock()
         return self._slowest
 
-    def stop(self) -> None:
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(self.every_s):
-            sent, newest = self.sent()  # before the look: what comes after it is not known to have been read
-            try:
-                look = self.reader.read(self.stages)
-            except KafkaException:
-                continue  # the next look may succeed; until then the last one holds the replay back
-            found = [look.watermark(stage) for stage in self.stages]
-            slowest = None if None in found else min(watermark for watermark in found if watermark is not None)
-            if slowest == FAR:
-                # what is on its way to the log has not been read either
-                slowest = newest if sum(map(look.end, self.inputs)) >= sent else self._slowest
-            self._slowest = slowest
+    def _judge(self, look: Offsets, sent: int, newest: int) -> int | None:
+        found = [look.watermark(stage) for stage in self._stages]
+        if None in found:
+            return None
+        slowest = min(watermark for watermark in found if watermark is not None)
+        if slowest < FAR:
+            return slowest
+        # what is on its way to the log has not been read either
+        return newest if sum(map(look.end, self._inputs)) >= sent else self._slowest

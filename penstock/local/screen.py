@@ -13,6 +13,8 @@ from penstock.local.tail import RECENT, Tail
 from penstock.plan import Plan
 
 LINE_EVERY_S = 5.0
+JUDGE_EVERY_S = 4.0
+"""An area under the curve of a quarter million rows takes a while."""
 
 
 @dataclass(slots=True)
@@ -30,11 +32,14 @@ class Status:
     percentiles: tuple[float, float] | None = None
     results: dict[str, float] = field(default_factory=dict)
     joined: int = 0
+    _judged: float = float("-inf")
 
     def update(self, look: Offsets, sent: Any, tail: Tail) -> None:
         self.before, self.look, self.sent = self.look, look, sent
         self.percentiles = tail.latency.percentiles(RECENT)
-        self.joined, self.results = len(tail.scores), tail.scores.results()
+        if look.at - self._judged >= JUDGE_EVERY_S:
+            self._judged = look.at
+            self.joined, self.results = len(tail.scores), tail.scores.results()
 
     def rate(self, topic: str) -> float:
         """Offsets per second since the last look, markers included."""

@@ -86,8 +86,8 @@ class Worker:
 class Supervisor:
     """Keeps ``workers[stage]`` processes of every stage of ``plan`` running; a context manager.
 
-    ``plan_path``: the plan as the workers load it. ``tell`` hears of exits and restarts; ``command`` says how a worker is started. Logs are
-    ``log_dir/STAGE.SLOT.log``, with those of earlier processes of the slot before.
+    ``plan_path``: the plan as the workers load it. ``tell`` hears of exits and restarts; ``command`` says how a worker
+    is started. Logs are ``log_dir/STAGE.SLOT.log``, with those of earlier processes of the slot before.
     """
 
     def __init__(

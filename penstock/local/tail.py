@@ -15,6 +15,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
 
 from penstock.codec.avro import AvroDecoder
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 DECODE_EVERY_S = 1.0
-RECENT = 20_000
-"""Latencies that the live view's percentiles look back on."""
+RECENT = 15
+"""Seconds that the live view's percentiles look back on."""
 
 
 @dataclass(slots=True)
@@ -43,9 +44,9 @@ class Latency:
         return np.concatenate([none, *self.at]), np.concatenate([none, *self.ms])
 
     def percentiles(self, recent: int | None = None) -> tuple[float, float] | None:
-        """p50 and p99 in ms; None before the first prediction."""
-        _, ms = self.all()
-        ms = ms[-recent:] if recent else ms
+        """p50 and p99 in ms, of the ``recent`` last seconds or of all; None before the first prediction."""
+        chunks = self.ms[-recent:] if recent else self.ms[:]
+        ms = np.concatenate([np.empty(0), *chunks])
         if not len(ms):
             return None
         p50, p99 = np.percentile(ms, [50, 99])
@@ -53,39 +54,46 @@ class Latency:
 
 
 class Scoreboard:
-    """Predictions that met their label so far, in the order in which they met."""
+    """Predictions that met their label so far. A key is a Python object here: a few thousand come in a second."""
 
     def __init__(self) -> None:
-        self._scores: dict[str, tuple[float, float, bool]] = {}
+        self._scores: dict[str, tuple[float, float, float]] = {}
         self._truth: dict[str, float] = {}
-        self._met: list[tuple[float, float, bool, float]] = []
+        self._met: list[Floats] = []
+        self._results: dict[str, float] = {}
+        self._judged = 0
 
     def add(self, rows: pa.RecordBatch) -> None:
         """``rows``: as on ``NAME.outcomes``."""
-        columns = [
-            rows.column(name).to_pylist() for name in ("kind", "label_key", "score", "baseline", "label", "value")
-        ]
-        nan = float("nan")
-        for kind, key, score, baseline, label, value in zip(*columns, strict=True):
+        scores, baselines, values = (_floats(rows.column(name)) for name in ("score", "baseline", "value"))
+        guesses = pc.equal(rows.column("label"), "1").fill_null(False).cast(pa.float64()).to_pylist()
+        kinds, keys = (rows.column(name).to_pylist() for name in ("kind", "label_key"))
+        met = []
+        for kind, key, score, baseline, guess, value in zip(
+            kinds, keys, scores, baselines, guesses, values, strict=True
+        ):
             if kind == "prediction":
-                facts = (nan if score is None else score, nan if baseline is None else baseline, label == "1")
                 if (truth := self._truth.pop(key, None)) is None:
-                    self._scores[key] = facts
+                    self._scores[key] = (score, baseline, guess)
                 else:
-                    self._met.append((*facts, truth))
+                    met.append((score, baseline, guess, truth))
             elif (found := self._scores.pop(key, None)) is None:
                 self._truth[key] = value
             else:
-                self._met.append((*found, value))
+                met.append((*found, value))
+        if met:
+            self._met.append(np.array(met, np.float64))
 
     def __len__(self) -> int:
-        return len(self._met)
+        return sum(map(len, self._met))
 
     def results(self) -> dict[str, float]:
         """``accuracy``, ``majority`` (of always giving the commoner answer), ``auc``, ``baseline_auc``, where known."""
-        if not self._met:
-            return {}
-        scores, baseline, guess, truth = np.array(self._met, np.float64).T
+        if len(self) == self._judged:
+            return self._results
+        met = self._met[:]  # the thread that follows adds to it meanwhile
+        self._judged = sum(map(len, met))
+        scores, baseline, guess, truth = np.concatenate(met).T
         positive = truth >= 0.5
         rate = float(positive.mean())
         found = {
@@ -94,7 +102,13 @@ class Scoreboard:
             "auc": auc(scores, truth),
             "baseline_auc": auc(baseline, truth),
         }
-        return {name: value for name, value in found.items() if value is not None}
+        self._results = {name: value for name, value in found.items() if value is not None}
+        return self._results
+
+
+def _floats(column: pa.Array) -> list[float]:
+    found: list[float] = column.cast(pa.float64()).fill_null(float("nan")).to_pylist()
+    return found
 
 
 class Tail:
@@ -121,7 +135,7 @@ class Tail:
 
     def _follow_predictions(self) -> None:
         topic = self._plan.topic("predictions")
-        consumer, decoder = self._open(topic.name, [0], ("ingest_time",), wait_ms=10)
+        consumer, decoder = self._open(topic.name, [0], ("ingest_time",))
         waiting: list[tuple[float, list[Message]]] = []
         decoded = self._clock()
         try:
@@ -150,7 +164,7 @@ class Tail:
     def _follow_outcomes(self) -> None:
         topic = self._plan.topic("outcomes")
         columns = ("kind", "label_key", "score", "label", "baseline", "value")
-        consumer, decoder = self._open(topic.name, list(range(topic.partitions)), columns, wait_ms=500)
+        consumer, decoder = self._open(topic.name, list(range(topic.partitions)), columns, least_bytes=65_536)
         try:
             while not self._stopping.wait(DECODE_EVERY_S):
                 while values := [m.value() for m in consumer.consume(20_000, 0) if m.error() is None]:
@@ -159,7 +173,7 @@ class Tail:
             consumer.close()
 
     def _open(
-        self, topic: str, partitions: list[int], columns: tuple[str, ...], wait_ms: int
+        self, topic: str, partitions: list[int], columns: tuple[str, ...], least_bytes: int = 1
     ) -> tuple[Consumer, AvroDecoder]:
         consumer = Consumer(
             {
@@ -167,8 +181,8 @@ class Tail:
                 "group.id": f"tail-{uuid4().hex}",
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
-                "fetch.wait.max.ms": wait_ms,
-                "fetch.min.bytes": 1 if wait_ms < 100 else 65_536,
+                "fetch.wait.max.ms": 500,  # without rows; a first row is answered at once
+                "fetch.min.bytes": least_bytes,
                 "fetch.queue.backoff.ms": 5,
                 "logger": log,
             }
