@@ -240,7 +240,7 @@ class Loop:
         if not any(self.intake.replay_left(partition) for partition in self.intake.lanes):
             self.outbox.add_unsourced(self.stage.tick(int(now * 1000)))
         self._hold_back()
-        self._observer.every_second(self.intake, self.transport, now)
+        self._observer.every_second(self.intake, self.transport, now, self.stage.sizes())
 
     def _hold_back(self) -> None:
         """Keeps a re-keyed topic in order across workers: nobody runs further than half the lateness past the slowest

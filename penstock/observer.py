@@ -110,8 +110,13 @@ class Observer:
             self._health.wait("start", None)
         self._health.wait("partitions", None if owned else "no partition is assigned to this worker")
 
-    def every_second(self, intake: Intake, transport: Transport, now: float) -> None:
-        """Lag of every partition, replay left, and with them readiness."""
+    def every_second(
+        self, intake: Intake, transport: Transport, now: float, sizes: Mapping[str, tuple[int, int]]
+    ) -> None:
+        """Lag of every partition, replay left, and with them readiness; ``sizes``: bytes and keys of each view."""
+        for view, (held, keys) in sizes.items():
+            telemetry.STATE_BYTES.labels(self._stage, view).set(held)
+            telemetry.STATE_KEYS.labels(self._stage, view).set(keys)
         replaying, unheard = [], []
         for partition in intake.lanes:
             labels = (self._stage, partition.topic, str(partition.number))

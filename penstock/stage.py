@@ -40,6 +40,10 @@ class Stage(ABC):
     def release(self, partition: Partition) -> None:
         """The partition is gone: forget its state."""
 
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Bytes and keys of each view's windows, for the metrics; empty where there are none."""
+        return {}
+
     def snapshot(self, partition: Partition) -> bytes:
         """The partition's state as bytes that ``restore`` accepts."""
         raise NotImplementedError(f"{type(self).__name__} keeps no state to snapshot")
