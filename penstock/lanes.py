@@ -162,8 +162,7 @@ def _in_order(
         return Work(Batch.empty(records.topic), bad, _no_record, positions)
     rank = np.empty(len(order), np.int64)
     rank[np.argsort(order, kind="stable")] = np.arange(len(order))
-    joined = Batch.join([_cut(segment.batch, rows) for segment, rows in parts])
-    batch = joined if bool((rank == np.arange(len(rank))).all()) else joined.take(rank)
+    batch = _gathered(parts, rank)
     ends = np.cumsum([len(rows) for _, rows in parts])
 
     def record(row: int) -> tuple[Records, int]:
@@ -175,10 +174,22 @@ def _in_order(
     return Work(batch, bad, record, positions)
 
 
+def _gathered(parts: list[tuple[Segment, Places]], rank: Places) -> Batch:
+    """The parts' rows, in the order of ``rank``; those of one poll are copied at most once."""
+    first = parts[0][0].batch
+    if all(segment.batch is first for segment, _ in parts):
+        places = np.concatenate([rows for _, rows in parts])[rank]
+        return _cut(first, places)
+    joined = Batch.join([_cut(segment.batch, rows) for segment, rows in parts])
+    return _cut(joined, rank)
+
+
 def _cut(batch: Batch, rows: Places) -> Batch:
     """Neighbours are a slice, which copies nothing: a worker that catches up reads one partition at a time."""
     first, n = int(rows[0]), len(rows)
-    return batch.slice(first, n) if int(rows[-1]) - first == n - 1 else batch.take(rows)
+    if int(rows[-1]) - first != n - 1 or not bool((np.diff(rows) == 1).all()):
+        return batch.take(rows)
+    return batch if n == len(batch) else batch.slice(first, n)
 
 
 def _no_record(row: int) -> tuple[Records, int]:

@@ -103,9 +103,9 @@ class AvroDecoder:
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """The good rows in order under the reader's schema, and the bad ones with their reasons."""
         values = values if isinstance(values, list) else list(values)
-        return self._at_once(values) or self._taken_apart(values)
+        return self.decode_whole(values) or self._taken_apart(values)
 
-    def _at_once(self, values: list[Any]) -> Decoded | None:
+    def decode_whole(self, values: list[Any]) -> Decoded | None:
         """All rows, if they are of one schema and in order; None otherwise."""
         try:
             total = len(b"".join(values))

@@ -30,6 +30,8 @@ class InputDecoder:
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """The good rows in order, and the bad ones with their reasons. ``TransientLookupError`` passes through."""
         values = values if isinstance(values, list) else list(values)
+        if (whole := self._all_avro(values)) is not None:
+            return whole
         first = _first_bytes(values)
         is_json = _JSON[first] & (first >= 0)
         # nothing at all says nothing about its kind: the Avro decoder calls it empty
@@ -37,8 +39,6 @@ class InputDecoder:
         bad = self._too_large(values)
         if bad:
             is_avro[list(bad)] = is_json[list(bad)] = False
-        elif is_avro.all():
-            return self._avro.decode(values)
         elif is_json.all():
             return self._json.decode(values)
         for i in np.flatnonzero(~(is_avro | is_json)).tolist():
@@ -53,6 +53,14 @@ class InputDecoder:
                 parts.append((decoded.rows, rows[decoded.index]))
                 bad.update({int(rows[i]): why for i, why in decoded.bad.items()})
         return in_order(parts, self.columns, bad)
+
+    def _all_avro(self, values: list[bytes | None]) -> Decoded | None:
+        """Nearly every batch is of one kind: the Avro decoder finds out in passing whether all of this one are."""
+        if not values or not values[0] or values[0][0] != frame.MAGIC or None in values:
+            return None
+        if self._max_bytes is not None and max(map(len, values)) > self._max_bytes:  # type: ignore[arg-type]  # no None
+            return None
+        return self._avro.decode_whole(values)
 
     def _too_large(self, values: list[bytes | None]) -> dict[int, BadRow]:
         limit = self._max_bytes
