@@ -11,6 +11,7 @@ from penstock_inference.session import ScoreSession
 
 from penstock.models.manifest import Manifest
 from penstock.models.verification import VerifiedModel
+from tests import not_run
 from tests.onnx_models import linear, plan
 
 HERE = Path(__file__).parent
@@ -20,24 +21,20 @@ HERE = Path(__file__).parent
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if _missing() is None:
         return
-    left_out = [item for item in items if HERE in item.path.parents]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)
+    not_run.leave_out(config, items, HERE)
 
 
 def pytest_report_collectionfinish() -> str | None:
-    return _not_run()
+    return f"not run: {_what()}" if _missing() else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    missing = _not_run()
-    if missing:
-        terminalreporter.write_line(missing)
+    if _missing():
+        not_run.tell(terminalreporter, _what())
 
 
-def _not_run() -> str | None:
-    why = _missing()
-    return None if why is None else f"not run: tests/gpu, no CUDA device ({why})"
+def _what() -> str:
+    return f"tests/gpu, no CUDA device ({_missing()})"
 
 
 @cache
