@@ -1,0 +1,156 @@
+"""``penstock demo`` and ``penstock dev`` as a person runs them, on a slice of the year: what they count, and that
+nothing is left when they are interrupted or killed. The expensive part, compiling and training, is done once.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from penstock.local.resolve import VARIABLE
+
+pytestmark = pytest.mark.kafka
+
+KEYS = (
+    "events dead dropped predictions late_rows lost duplicated labels_joined auc baseline_auc alerts "
+    "events_per_second e2e_p50_ms e2e_p99_ms peak_rss_mb broker"
+)
+DEPARTURES, BROKEN = 8_000, 300
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+class Run:
+    """A command with its own mark in the environment, which everything that it starts inherits."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.mark = f"PENSTOCK_TEST_MARK={uuid4().hex}"
+        name, _, value = self.mark.partition("=")
+        environ = {k: v for k, v in os.environ.items() if k != VARIABLE} | {name: value, "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "penstock", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environ,
+        )
+        self.lines: list[str] = []
+
+    def read_until(self, part: str) -> None:
+        """Reads lines until one holds ``part``."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if part in line:
+                return
+        raise AssertionError(f"it ended without saying {part!r}:\n" + "\n".join(self.lines[-30:]))
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        assert self.process.stdout is not None
+        self.lines += [line.rstrip() for line in self.process.stdout]
+        return self.process.wait(60)
+
+    def left(self, seconds: float) -> list[str]:
+        """What still runs of it after up to ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while (found := list(self._marked())) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
+
+    def _marked(self) -> Iterator[str]:
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if self.mark.encode() in environ.read_bytes():
+                    state = environ.with_name("stat").read_bytes().rpartition(b")")[2].split()[0]
+                    if state not in b"ZX":
+                        command = environ.with_name("cmdline").read_bytes().replace(b"\0", b" ").decode()
+                        yield f"{environ.parent.name}: {command[:200]}"
+            except OSError:
+                continue
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+def demo(folder: Path, *more: str) -> Run:
+    return Run("demo", "--folder", str(folder), *more)
+
+
+@pytest.mark.timeout(600)
+def test_a_slice_of_the_year_is_counted_exactly(folder: Path) -> None:
+    with demo(folder, "--limit", str(DEPARTURES), "--speed", "max") as run:
+        run.read_until("report:")
+        code = run.process.wait(60)
+        assert run.left(10) == []
+    assert run.lines[0].startswith("broker: embedded Apache Kafka")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary) == KEYS.split()
+    assert summary["events"] == DEPARTURES + BROKEN
+    assert summary["dead"] == BROKEN
+    assert summary["events"] == summary["predictions"] + summary["dead"] + summary["dropped"]
+    assert (summary["lost"], summary["duplicated"], summary["late_rows"]) == (0, 0, 0)
+    assert 0 < summary["predictions"] - summary["labels_joined"] < 0.02 * DEPARTURES
+    assert summary["auc"] > 0.8
+    assert 1 <= summary["e2e_p50_ms"] <= summary["e2e_p99_ms"]
+    assert summary["peak_rss_mb"] > 500
+    assert code == (0 if summary["auc"] > summary["baseline_auc"] else 1)
+    report = (folder / "report.html").read_text()
+    assert report.count("<svg") == 6
+    assert "unknown schema id" in report
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("broker:", signal.SIGINT),  # the broker is being started
+        ("kept", signal.SIGTERM),  # topics are made, nothing runs yet
+        ("starting", signal.SIGINT),  # workers are starting
+        ("sent", signal.SIGINT),  # in the middle of the replay
+    ],
+)
+def test_an_interrupt_at_any_moment_leaves_no_process_behind(folder: Path, moment: str, number: signal.Signals) -> None:
+    with demo(folder, "--limit", "20000") as run:
+        run.read_until(moment)
+        time.sleep(0.5)
+        assert run.end(number) == 130
+        assert run.left(10) == []
+
+
+@pytest.mark.timeout(600)
+def test_a_demo_that_is_killed_takes_broker_and_workers_along(folder: Path) -> None:
+    with demo(folder, "--limit", "20000") as run:
+        run.read_until("sent")
+        assert len(run.left(0)) > 8
+        run.process.kill()
+        run.process.wait()
+        assert run.left(20) == []
+
+
+@pytest.mark.timeout(600)
+def test_dev_starts_any_pipeline_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+    with Run("dev", "pipelines.fraud.pipeline:pipeline", "--folder", str(tmp_path), "--json") as run:
+        run.read_until('"bootstrap"')
+        told = json.loads(run.lines[-1])
+        assert told["topics"]["fraud.raw"] >= 1
+        assert any(name.startswith("ingest.0") for name in told["workers"])
+        run.read_until("ready")
+        assert run.end(signal.SIGINT) == 0
+        assert run.left(10) == []
