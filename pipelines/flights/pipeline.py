@@ -12,7 +12,7 @@ pipeline = Pipeline(
     predict_when=When(function="pipelines.flights.functions:departed", otherwise="no departure"),
     label=Label(key="flight_id", value="late", timestamp="landed_at", horizon=timedelta(days=2)),
     model=Model(name="flight_delay"),
-    # a day at these airports is too noisy to alarm on, and hourly panes of a year are more than Faust can merge in a minute
+    # a day at these airports is too noisy to alarm on; hourly panes of a year are more than Faust merges in a minute
     monitors=Monitors(pane=timedelta(days=1), window=timedelta(days=7), baseline="departure_delay"),
     lateness=timedelta(days=2),
 )
