@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Collection
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import fastavro
 import pytest
@@ -105,7 +106,7 @@ class MemoryLog:
         offset = sum(record.partition == partition for record in records)
         records.append(Record(partition, offset, key, value, headers or []))
 
-    def replace(self, suffix: str, place: int, **changes: object) -> None:
+    def replace(self, suffix: str, place: int, **changes: Any) -> None:
         records = self.topics[f"t.{suffix}"]
         records[place] = records[place]._replace(**changes)
 
