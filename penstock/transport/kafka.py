@@ -11,11 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-import numpy as np
-import pyarrow as pa
 from confluent_kafka import (
     OFFSET_INVALID,
-    TIMESTAMP_LOG_APPEND_TIME,
     Consumer,
     KafkaError,
     KafkaException,
@@ -24,9 +21,10 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from penstock.records import NO_TIME, Header, Int32s, Int64s, Key, Partition, Records
+from penstock.records import NO_TIME, Header, Key, Partition
 from penstock.settings import Settings
 from penstock.telemetry import STALE_ROWS
+from penstock.transport.messages import by_topic
 from penstock.transport.protocol import Fenced, Placement, Polled, Position, Refusal, TransactionAborted
 
 log = logging.getLogger(__name__)
@@ -81,6 +79,7 @@ class KafkaTransport:
         self._unsent: str | None = None
         self._open = self._closed = False
         self._placement: Placement | None = None
+        self._only: str | None = None
         self._starts: dict[Partition, int] = {}
         self._revoked: set[Partition] = set()
         self._trouble: BaseException | None = None
@@ -106,6 +105,7 @@ class KafkaTransport:
 
     def subscribe(self, topics: Sequence[str], placement: Placement) -> None:
         self._placement = placement
+        self._only = topics[0] if len(topics) == 1 else None
         self._consumer.subscribe(
             list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
@@ -176,7 +176,7 @@ class KafkaTransport:
             messages = [m for m, error in zip(messages, errors, strict=True) if error is None]
         if self._revoked:
             messages = self._without_stale(messages)
-        return Polled(_by_topic(messages), ends)
+        return Polled(by_topic(messages, self._only), ends)
 
     def _without_stale(self, messages: list[Message]) -> list[Message]:
         fresh = [m for m in messages if Partition(m.topic(), m.partition()) not in self._revoked]
@@ -209,7 +209,7 @@ class KafkaTransport:
         self._sends.append((topic, values, alone))
         produce = self._producer.produce
         if headers is None and not alone:  # the hot path: half of a worker's time may be spent in this loop
-            for row, (key, value) in enumerate(zip(keys, values, strict=True)):
+            for row, key, value in zip(range(len(values)), keys, values, strict=True):
                 try:
                     produce(topic, value, key)
                 except BufferError:
@@ -369,63 +369,3 @@ class KafkaTransport:
             except Fenced as error:  # the newer holder's init_transactions has aborted it already
                 log.warning("%s", error)
         self._consumer.close()
-
-
-def _by_topic(messages: list[Message]) -> list[Records]:
-    if not messages:
-        return []
-    topics = list(map(Message.topic, messages))
-    if topics.count(topics[0]) == len(topics):
-        return [_records(topics[0], messages)]
-    return [
-        _records(name, [m for m, topic in zip(messages, topics, strict=True) if topic == name])
-        for name in dict.fromkeys(topics)
-    ]
-
-
-def _records(topic: str, messages: list[Message]) -> Records:
-    n = len(messages)
-    partition = np.fromiter(map(Message.partition, messages), np.int32, n)
-    return Records(
-        topic,
-        list(map(Message.value, messages)),
-        list(map(Message.key, messages)),
-        partition,
-        np.fromiter(map(Message.offset, messages), np.int64, n),
-        _timestamps(messages, partition),
-        lambda row: messages[row].headers() or [],
-        lambda: _traceparents(messages),
-    )
-
-
-def _timestamps(messages: list[Message], partition: Int32s) -> Int64s:
-    """Append times. Asking a message for its time costs ten times what its value costs; a partition's append times
-    never fall, so where two rows have the same one, so have all between them. Times that producers set are asked for
-    one by one."""
-    times = np.empty(len(messages), np.int64)
-    for number in np.flatnonzero(np.bincount(partition)).tolist():
-        places = np.flatnonzero(partition == number)
-        kind, _ = messages[places[0]].timestamp()
-        if kind != TIMESTAMP_LOG_APPEND_TIME:
-            times[places] = [messages[i].timestamp()[1] for i in places.tolist()]
-            continue
-        spans = [(0, len(places) - 1)]
-        while spans:
-            first, last = spans.pop()
-            begin, end = messages[places[first]].timestamp()[1], messages[places[last]].timestamp()[1]
-            if begin == end or last - first < 2:
-                times[places[first : last + 1]] = begin
-                times[places[last]] = end
-            else:
-                middle = (first + last) // 2
-                spans += [(first, middle), (middle, last)]
-    return times
-
-
-def _traceparents(messages: list[Message]) -> "pa.Array | None":
-    headers = list(map(Message.headers, messages))
-    if not any(headers):
-        return None
-    found = [next((value for name, value in row or [] if name == "traceparent" and value), None) for row in headers]
-    texts = [value if value is None or value.isascii() else None for value in found]
-    return pa.array(texts, pa.binary()).cast(pa.string())

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 SERVICES = {"penstock_ingest", "penstock_features", "penstock_inference", "penstock_monitor"}
 
 KAFKA_CLIENT = {
-    "penstock.transport.kafka",  # the only one on the way of a batch
+    "penstock.transport.kafka",  # the only ones on the way of a batch
+    "penstock.transport.messages",
     "penstock.topics",  # makes and checks topics
     "penstock.schemas.registry",  # the registry's client
     "penstock.models.control_topic",  # reads and writes NAME.control, beside the loop
