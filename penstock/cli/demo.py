@@ -29,11 +29,15 @@ def demo(
     from penstock.local.supervisor import WorkersFailed
     from penstock.local.until import interruptible, until_interrupted
     from penstock.local.verify_counts import Unsettled
+    from penstock.models.control_topic import ControlUnavailable
+    from penstock.models.manifest import ModelError
+    from penstock.topics import BrokerUnavailable
 
     console = Console(stderr=as_json)
     screen: Screen = LiveView(console) if console.is_terminal else Lines(lambda line: typer.echo(line, err=as_json))
     options = Options(speed=_speed(speed), limit=limit, docker=docker, folder=folder)
-    told = (BrokerError, JarsUnavailable, JavaNotFound, DemoError, StepFailed, WorkersFailed, Unsettled)
+    of_machine = (BrokerError, JarsUnavailable, JavaNotFound, StepFailed, WorkersFailed)
+    of_kafka = (DemoError, BrokerUnavailable, ControlUnavailable, ModelError, Unsettled)
     try:
         with interruptible(), ExitStack() as stack:
             run = Demo(options, screen, stack)
@@ -48,7 +52,7 @@ def demo(
     except KeyboardInterrupt:
         screen.line("interrupted; everything that was started has ended")
         raise typer.Exit(130) from None
-    except told as error:
+    except (*of_machine, *of_kafka) as error:
         typer.echo(f"penstock demo: {error}", err=True)
         raise typer.Exit(1) from None
     failures = summary.failures()

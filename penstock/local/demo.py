@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from confluent_kafka import KafkaException
+
 from penstock.local.drift_history import drift_history
 from penstock.local.offsets import OffsetReader, Watch
 from penstock.local.plans import PlanFile
@@ -44,6 +46,7 @@ SCRAPE_EVERY_S = 3.0
 READY_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 120.0
 QUIET_S = 2.0
+SILENCE_S = 60.0
 
 
 class DemoError(Exception):
@@ -143,12 +146,19 @@ class Demo:
         """Shows what goes on until the replay is through and every stage has read all there is."""
         reader = OffsetReader(plan, settings)
         scraped = drained = 0.0
+        answered = time.monotonic()
         ends: Mapping[Partition, int] = {}
         deadline: float | None = None
         while True:
             now = time.monotonic()
             self.supervisor.check()
-            look = reader.read()
+            try:
+                look = reader.read()
+                answered = now
+            except KafkaException as error:
+                if now - answered > SILENCE_S:
+                    raise DemoError(f"{broker.bootstrap} no longer answers: {error.args[0].str()}") from None
+                continue
             if now - scraped >= SCRAPE_EVERY_S:
                 scraped = now
                 status.samples = scrape(self.supervisor.workers)

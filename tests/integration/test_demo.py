@@ -94,10 +94,12 @@ def demo(folder: Path, *more: str) -> Run:
 
 
 @pytest.mark.timeout(600)
-def test_a_slice_of_the_year_is_counted_exactly(folder: Path) -> None:
-    with demo(folder, "--limit", str(DEPARTURES), "--speed", "max") as run:
-        run.read_until("report:")
-        code = run.process.wait(60)
+def test_a_slice_of_the_year_is_counted_exactly_and_kept_until_ctrl_c(folder: Path) -> None:
+    with demo(folder, "--limit", str(DEPARTURES), "--speed", "max", "--keep") as run:
+        run.read_until("Ctrl-C ends everything")
+        assert any("/metrics" in line for line in run.lines)
+        assert len(run.left(0)) > 8
+        code = run.end(signal.SIGINT)
         assert run.left(10) == []
     assert run.lines[0].startswith("broker: embedded Apache Kafka")
     summary = json.loads((folder / "summary.json").read_text())
