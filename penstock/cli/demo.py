@@ -27,8 +27,8 @@ def demo(
     from penstock.local.steps import StepFailed
     from penstock.local.summary import page
     from penstock.local.supervisor import WorkersFailed
+    from penstock.local.topic_reader import Unsettled
     from penstock.local.until import interruptible, until_interrupted
-    from penstock.local.verify_counts import Unsettled
     from penstock.models.control_topic import ControlUnavailable
     from penstock.models.manifest import ModelError
     from penstock.topics import BrokerUnavailable

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from penstock.local.verify_counts import TopicReader
+from penstock.local.topic_reader import TopicReader
 from penstock.models.manifest import PROFILE_FILE
 from penstock.models.registry import ModelRegistry
 from penstock.plan import Plan

@@ -5,36 +5,25 @@ Every raw message has one fate: a prediction, a dead letter, or a row of ``NAME.
 them is duplicated, and a fate of a message that was never sent counts as duplicated too.
 """
 
-import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Message
 
 from penstock import envelope
-from penstock.codec.avro import AvroDecoder
+from penstock.local.topic_reader import TopicReader, coordinates
 from penstock.plan import Plan
 from penstock.profiles.ranking import auc
 from penstock.settings import Settings
-from penstock.worker import schema_lookup
-
-log = logging.getLogger(__name__)
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-CHUNK = 20_000
-
-
-class Unsettled(Exception):
-    """A topic could not be read to its end: a transaction is still open there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,69 +101,6 @@ class _Fates:
         return lost, duplicated + self.strangers
 
 
-class TopicReader:
-    """Reads whole topics of a plan, committed messages only."""
-
-    def __init__(self, plan: Plan, settings: Settings, timeout: float = 60.0) -> None:
-        self._plan, self._settings, self._timeout = plan, settings, timeout
-
-    def chunks(self, suffix: str) -> Iterator[list[Message]]:
-        """All messages of ``NAME.SUFFIX`` up to its end as it is when it is reached. Raises ``Unsettled``."""
-        topic = self._plan.topic(suffix)
-        consumer = Consumer(
-            {
-                **self._settings.kafka(),
-                "group.id": f"count-{uuid4().hex}",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-                "fetch.wait.max.ms": 20,  # an end is only seen when a fetch comes back empty
-                "fetch.queue.backoff.ms": 5,
-                "queued.max.messages.kbytes": 32_768,
-                "logger": log,
-            }
-        )
-        try:
-            consumer.assign([TopicPartition(topic.name, n, OFFSET_BEGINNING) for n in range(topic.partitions)])
-            unfinished = set(range(topic.partitions))
-            deadline = time.monotonic() + self._timeout
-            while unfinished:
-                messages = []
-                for message in consumer.consume(CHUNK, 0.1):
-                    error = message.error()
-                    if error is None:
-                        messages.append(message)
-                    elif error.code() == KafkaError._PARTITION_EOF:
-                        number = message.partition()
-                        _, end = consumer.get_watermark_offsets(TopicPartition(topic.name, number), cached=True)
-                        if message.offset() >= end:
-                            unfinished.discard(number)
-                    else:
-                        raise KafkaException(error)
-                if messages:
-                    deadline = time.monotonic() + self._timeout
-                    yield messages
-                elif unfinished and time.monotonic() > deadline:
-                    raise Unsettled(
-                        f"{topic.name}: partitions {sorted(unfinished)} were not read to their end in "
-                        f"{self._timeout:.0f} s; a transaction is open there. Look at the logs of the workers"
-                    )
-        finally:
-            consumer.close()
-
-    def rows(self, suffix: str, columns: tuple[str, ...]) -> Iterator[tuple[list[Message], pa.RecordBatch]]:
-        """Decoded messages with only ``columns``. Raises ``ValueError`` when one of them cannot be read."""
-        value = self._plan.topic(suffix).value
-        assert value is not None
-        narrow = value.avro | {"fields": [f for f in value.avro["fields"] if f["name"] in columns]}
-        decoder = AvroDecoder(narrow, schema_lookup(self._plan, self._settings))
-        for messages in self.chunks(suffix):
-            decoded = decoder.decode([message.value() for message in messages])
-            if decoded.bad:
-                raise ValueError(f"{self._plan.pipeline}.{suffix} holds what is not its schema: {decoded.bad}")
-            yield messages, decoded.rows
-
-
 def count(plan: Plan, settings: Settings, progress: Callable[[str], None] = lambda line: None) -> Counts:
     """Reads the topics of ``plan`` to their ends. Raises ``Unsettled``."""
     reader = TopicReader(plan, settings)
@@ -182,7 +108,7 @@ def count(plan: Plan, settings: Settings, progress: Callable[[str], None] = lamb
     offsets: dict[int, list[Int64s]] = {n: [] for n in range(plan.topic("raw").partitions)}
     first, last = 2**62, 0
     for messages in reader.chunks("raw"):
-        partitions, places, stamps = _coordinates(messages)
+        partitions, places, stamps = coordinates(messages)
         first = min(first, int(stamps.min()))
         for number in np.unique(partitions).tolist():
             offsets[number].append(places[partitions == number])
@@ -195,7 +121,7 @@ def count(plan: Plan, settings: Settings, progress: Callable[[str], None] = lamb
         for messages, rows in reader.rows("predictions", ("origin_partition", "origin_offset")):
             fates.add(*_origins(rows))
             predictions += len(messages)
-            appended.append(_coordinates(messages)[2])
+            appended.append(coordinates(messages)[2])
     last = max(last, *(int(stamps.max()) for stamps in appended if len(stamps)), 0)
 
     progress("counting: dead letters and dropped events")
@@ -203,12 +129,12 @@ def count(plan: Plan, settings: Settings, progress: Callable[[str], None] = lamb
     for messages, rows in reader.rows("dropped", ("reason", "origin_partition", "origin_offset")):
         fates.add(*_origins(rows))
         dropped_reasons.update(rows.column("reason").to_pylist())
-        last = max(last, int(_coordinates(messages)[2].max()))
+        last = max(last, int(coordinates(messages)[2].max()))
     dead = _Dead(plan.topic("raw").name)
     for messages in reader.chunks("dead"):
         for message in messages:
             dead.add(message)
-        last = max(last, int(_coordinates(messages)[2].max()))
+        last = max(last, int(coordinates(messages)[2].max()))
     fates.add(np.array(dead.partitions, np.int64), np.array(dead.offsets, np.int64))
     lost, duplicated = fates.judge(raw)
 
@@ -296,7 +222,7 @@ def _late(plan: Plan, reader: TopicReader, topic: str) -> int:
     """Rows of a features stage's input that are older than their partition's watermark less the lateness."""
     times: dict[int, list[Int64s]] = {}
     for messages, rows in reader.rows(topic.removeprefix(f"{plan.pipeline}."), (envelope.EVENT_TIME,)):
-        partitions, _, _ = _coordinates(messages)
+        partitions, _, _ = coordinates(messages)
         stamps = rows.column(0).cast(pa.int64()).to_numpy()
         for number in np.unique(partitions).tolist():
             times.setdefault(number, []).append(stamps[partitions == number])
@@ -306,15 +232,6 @@ def _late(plan: Plan, reader: TopicReader, topic: str) -> int:
 def late_rows(times: Int64s, lateness_ms: int) -> int:
     """How many of ``times`` (ms, one partition in log order) are older than the largest before, less the lateness."""
     return int((times[1:] < np.maximum.accumulate(times)[:-1] - lateness_ms).sum())
-
-
-def _coordinates(messages: list[Message]) -> tuple[Int64s, Int64s, Int64s]:
-    n = len(messages)
-    return (
-        np.fromiter(map(Message.partition, messages), np.int64, n),
-        np.fromiter(map(Message.offset, messages), np.int64, n),
-        np.fromiter((stamp for _, stamp in map(Message.timestamp, messages)), np.int64, n),
-    )
 
 
 def _origins(rows: pa.RecordBatch) -> tuple[Int64s, Int64s]:
