@@ -145,6 +145,7 @@ def figures(run: Measured) -> dict[str, Any]:
         "events_per_second": round(run.rows_per_second),
         "events_per_cpu_second": round(run.rows_per_cpu_second),
         "rss_mb": round(run.rss_mb),
+        "state_mb": round(run.state_mb),
         "seconds": round(run.seconds, 2),
     }
 

@@ -29,11 +29,12 @@ START_S, STILL_S = 90.0, 60.0
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One run. ``rows`` a second of wall clock and of the processes' CPU, between the first and the last commit;
-    ``rss_mb`` of the largest process, over its whole life."""
+    ``rss_mb`` of the largest process, over its whole life, and how much of it that process says are its windows."""
 
     rows_per_second: float
     rows_per_cpu_second: float
     rss_mb: float
+    state_mb: float
     seconds: float
     phases: dict[str, float]
 
@@ -96,6 +97,10 @@ class Process:
         """Seconds by phase of the loop; a bare copy has none."""
         return {}
 
+    def state_mb(self) -> float:
+        """What the windows take."""
+        return 0.0
+
     def wait_ready(self) -> None:
         deadline = time.monotonic() + START_S
         while not self.ready:
@@ -124,13 +129,15 @@ class Worker(Process):
         return self._ask("/health/ready")[0] == 200
 
     def phases(self) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for family in text_string_to_metric_families(self._ask("/metrics")[1]):
-            if family.name == "penstock_phase_seconds":
-                for sample in family.samples:
-                    if sample.name.endswith("_total"):
-                        found[sample.labels["phase"]] = round(sample.value, 3)
+        found = {labels["phase"]: round(value, 3) for labels, value in self._metric("penstock_phase_seconds")}
         return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+    def state_mb(self) -> float:
+        return sum(value for _, value in self._metric("penstock_state_bytes")) / 2**20
+
+    def _metric(self, name: str) -> list[tuple[dict[str, str], float]]:
+        families = [f for f in text_string_to_metric_families(self._ask("/metrics")[1]) if f.name == name]
+        return [(s.labels, s.value) for f in families for s in f.samples if not s.name.endswith("_created")]
 
     def _ask(self, path: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5.0)
@@ -200,5 +207,5 @@ def _measured(processes: list[Process], rows: float, seconds: float, cpu: float)
     for process in processes:
         prefix = f"{process.name} " if len(processes) > 1 else ""
         phases |= {prefix + phase: spent for phase, spent in process.phases().items()}
-    rss = max(peak_rss_mb(process.pid) for process in processes)
-    return Measured(rows / max(seconds, LOOK_S), rows / max(cpu, LOOK_S), rss, seconds, phases)
+    rss, state = max((peak_rss_mb(process.pid), process.state_mb()) for process in processes)
+    return Measured(rows / max(seconds, LOOK_S), rows / max(cpu, LOOK_S), rss, state, seconds, phases)

@@ -11,6 +11,8 @@ from rich.table import Table
 LATEST = Path("bench/results/latest.json")
 README = Path("README.md")
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+WORKER_MB = 500
+"""Resident memory that a worker may have beside its windows."""
 TELLING = 100_000
 """Events below which a figure tells nothing."""
 
@@ -84,11 +86,18 @@ def latency_rows(results: dict[str, Any]) -> list[list[str]]:
     return found
 
 
-def largest_worker(results: dict[str, Any]) -> tuple[str, float]:
-    """Title and MB of the case whose worker took most memory."""
+def memory(results: dict[str, Any]) -> str:
+    """The worker that took most memory beside its windows, against what it may."""
     cases = [case for case in results["cases"].values() if "rss_mb" in case]
-    most = max(cases, key=lambda case: case["rss_mb"])
-    return most["title"], most["rss_mb"]
+    if not cases:
+        return ""
+    most = max(cases, key=lambda case: case["rss_mb"] - case["state_mb"])
+    beside = most["rss_mb"] - most["state_mb"]
+    word = "reached" if beside < WORKER_MB else "not reached"
+    return (
+        f"Memory beside the windows: at most {beside:,} MB ({most['title']}: {most['rss_mb']:,} MB, windows "
+        f"{most['state_mb']:,} MB); under {WORKER_MB} MB: {word}."
+    )
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
@@ -116,10 +125,8 @@ def markdown(results: dict[str, Any]) -> str:
             lines = ["| " + " | ".join(line) + " |" for line in cells]
             lines.insert(1, "|" + "---|" * len(cells[0]))
             parts.append("\n".join(lines))
-    if any("rss_mb" in case for case in results["cases"].values()):
-        title, megabytes = largest_worker(results)
-        parts.append(f"Largest worker, windows included: {megabytes:,} MB ({title}).")
-    return "\n\n".join(parts)
+    parts.append(memory(results))
+    return "\n\n".join(filter(None, parts))
 
 
 def save(results: dict[str, Any], path: Path) -> None:

@@ -24,7 +24,7 @@ from bench.cases import Workshop
 from bench.cluster import BenchError, Cluster
 from bench.latency import latency
 from bench.machine import describe
-from bench.results import LATEST, README, save, tables, write_readme
+from bench.results import LATEST, README, memory, save, tables, write_readme
 from penstock.local.resolve import describe_kind, resolve_broker
 
 EVENTS, QUICK_EVENTS = 3_000_000, 20_000
@@ -128,6 +128,7 @@ def main(
         save(results, as_json)
     for made in tables(results):
         console.print(made)
+    console.print(memory(results), highlight=False)
     if quick:
         console.print("quick: every case ran and counted right; the figures mean nothing")
     elif set(names) == set(CASES) and events is None:

@@ -85,7 +85,7 @@ def test_a_valid_event_goes_out_with_its_envelope_keyed_by_its_entity() -> None:
     result = build(ingest(), "ingest").process(events([{}, {"who": None}]))
     (output,) = result.outputs
     assert output.topic.endswith(".events")
-    assert list(output.keys) == ["AB", None]
+    assert list(output.keys) == [b"AB", None]
     row = output.rows.to_pylist()[0]
     assert row["_event_id"] == "e0"
     assert (row["_origin_partition"], row["_origin_offset"]) == (0, 10)

@@ -67,7 +67,8 @@ class IngestStage(Stage):
             pa.nulls(len(batch), pa.string()) if batch.traceparent is None else batch.traceparent,
             *rows.columns,
         ]
-        keys = _text(rows.column(self._event.key)).to_pylist()
+        # as bytes: a text would be decoded here and encoded again on its way out
+        keys = _text(rows.column(self._event.key)).cast(pa.binary()).to_pylist()
         names = [*envelope.COLUMNS, *rows.schema.names]
         return Output(self._events, keys, pa.RecordBatch.from_arrays(columns, names=names), source)
 
