@@ -34,7 +34,8 @@ def main() -> int:
             os.read(woken, 512)
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(status) & 0xFF
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code  # as shells have it: 137 is kill -9
         # a fork of the asker may still hold the pipe open, hence the second look
         if 0 in readable or os.getppid() != asker:
             os.kill(child, signal.SIGKILL)
