@@ -246,6 +246,15 @@ class World:
         assert pid is not None
         os.kill(pid, number)
 
+    def ask_to_leave(self, stage: str) -> None:
+        """SIGTERM; returns when the worker is gone, with exit code 0. The supervisor starts it again, in its own time."""
+        said = f"{stage}.0 ended with exit code "
+        before = sum(line.startswith(said) for line in self.heard)
+        self.signal(stage, signal.SIGTERM)
+        until(f"{stage} to leave", lambda: sum(line.startswith(said) for line in self.heard) > before)
+        (*_, last) = (line for line in self.heard if line.startswith(said))
+        assert last.startswith(f"{said}0;"), last
+
     def wait_restarted(self, stage: str, times: int) -> None:
         """Returns once the stage was started again ``times`` times in all, and is ready."""
 
