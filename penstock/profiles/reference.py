@@ -152,7 +152,8 @@ class ReferenceProfile(Profiled):
             service_hash=service_hash,
             rows=table.num_rows,
             columns={name: profile_column(table.column(name), bins, name) for name in table.column_names},
-            score=None if score is None else profile_column(pa.array(score), bins, "scores"),
+            # a row without a score was not scored, and is no null that serving could drift from
+            score=None if score is None else profile_column(pa.array(score[~np.isnan(score)]), bins, "scores"),
             confidence=confidence,
             classes=classes,
             label_rate=rate,

@@ -124,3 +124,11 @@ def test_scores_of_another_length_and_odd_columns_are_refused() -> None:
         ReferenceProfile.build(pa.table({"when": pa.array([1], pa.date32())}))
     with pytest.raises(ProfileError, match="baseline 'y'"):
         ReferenceProfile.build(table, baseline="y")
+
+
+def test_rows_that_were_not_scored_are_no_nulls_of_the_score() -> None:
+    scores = np.where(np.arange(1000) % 5 == 0, np.linspace(0, 1, 1000), np.nan)
+    columns = pa.table({"x": pa.array(np.arange(1000.0))})
+    profile = ReferenceProfile.build(columns, scores, None, task="binary")
+    assert profile.score is not None
+    assert profile.score.null_rate == 0
