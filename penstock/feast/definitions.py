@@ -60,6 +60,8 @@ class _Reader:
     def __init__(self, module: ModuleType, event: EventFields) -> None:
         self._module, self._event = module, event
         self._views: dict[str, ViewDefinition] = {}
+        self._requested: dict[str, str] = {}
+        """Field of a request source → that source."""
 
     def read(self, service: Any) -> Definitions:
         what = f"service {service.name!r}"
@@ -73,6 +75,7 @@ class _Reader:
             raise self._event.error(
                 what, "takes no StreamFeatureView, so nothing says what events are keyed by. Add one"
             )
+        self._check_keys()
         made = self._made(on_demand.values())
         columns = [
             ColumnPlan(name=name, type=["null", made[view.name][name]])
@@ -96,6 +99,15 @@ class _Reader:
             raise self._event.error(
                 what, f"takes {view.name!r} with other join keys or a version. Take the view itself"
             )
+
+    def _check_keys(self) -> None:
+        for view in self._views.values():
+            if view.key in self._requested:
+                raise self._event.error(
+                    f"field {view.key!r} of request source {self._requested[view.key]!r}",
+                    f"is the join key of view {view.name!r}. Stock Feast takes a name as one of the two and could not "
+                    "serve the service online. Leave the field out, or read it from another one",
+                )
 
     def _made(self, on_demand: Iterable[OnDemandPlan]) -> dict[str, dict[str, str]]:
         """View → feature → Avro type. Every name is unique, because all of them become columns of one record."""
@@ -151,6 +163,7 @@ class _Reader:
 
     def _request_fields(self, source: Any, what: str) -> list[str]:
         for field in source.schema:
+            self._requested[field.name] = source.name
             plain, wanted = self._event.types.get(field.name), FEATURE_TYPES.get(str(field.dtype))
             where = f"field {field.name!r} of request source {source.name!r}, which {what} reads,"
             if plain is None:

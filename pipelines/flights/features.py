@@ -99,14 +99,15 @@ airport_delays = StreamFeatureView(
     offline=True,
 )
 
+# without `origin`: stock Feast takes a name as a join key or as request data, never as both
 event = RequestSource(
     name="departure_event",
     schema=[
+        Field(name="flight_id", dtype=String),
         Field(name="dep_delay", dtype=Float64),
         Field(name="sched_hour", dtype=Int64),
         Field(name="sched_dow", dtype=Int64),
         Field(name="carrier", dtype=String),
-        Field(name="origin", dtype=String),
         Field(name="dest", dtype=String),
         Field(name="distance", dtype=Float64),
         Field(name="temp", dtype=Float64),

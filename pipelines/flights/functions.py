@@ -20,13 +20,15 @@ def departed(columns: Columns) -> npt.NDArray[np.bool_]:
 
 
 def departure(columns: Columns) -> dict[str, npt.NDArray[Any]]:
-    """What the event itself says: its delay in minutes, its place in day and week, who flies and where to."""
+    """What the event itself says: its delay in minutes, its place in day and week, who flies from where to where."""
+    # the id ends with the airport, which is a join key and so no request data
+    _, _, airports = np.strings.rpartition(np.asarray(columns["flight_id"], dtype=np.str_), ".")
     return {
         "departure_delay": _floats(columns, "dep_delay"),
         "hour_of_day": np.asarray(columns["sched_hour"], dtype=np.int64),
         "day_of_week": np.asarray(columns["sched_dow"], dtype=np.int64),
         "airline": np.asarray(columns["carrier"], dtype=object),
-        "departure_airport": np.asarray(columns["origin"], dtype=object),
+        "departure_airport": airports.astype(object),
         "destination": np.asarray(columns["dest"], dtype=object),
         "distance_miles": _floats(columns, "distance"),
     }

@@ -400,6 +400,11 @@ FEATURE_MISTAKES = [
         "'fair' of request source.*no field",
     ),
     (
+        "a join key as request data",
+        ('Field(name="fare", dtype=Float64), Field', 'Field(name="driver", dtype=String), Field'),
+        "field 'driver' of request source 'ride'.*is the join key of view.*Leave the field out",
+    ),
+    (
         "request type",
         ('[Field(name="fare", dtype=Float64', '[Field(name="fare", dtype=String'),
         "event's is a double",

@@ -6,12 +6,12 @@ import pytest
 from pipelines.flights import functions
 
 EVENT = {
+    "flight_id": ["2013-04-01.UA.15.EWR", "2013-04-01.B6.1807.JFK", "2013-04-01.AA.1.LGA"],
     "status": ["departed", "cancelled", "departed"],
     "dep_delay": [30.0, None, -2.0],
     "sched_hour": [6, 12, 23],
     "sched_dow": [1, 5, 7],
     "carrier": ["UA", "B6", "AA"],
-    "origin": ["EWR", "JFK", "LGA"],
     "dest": ["LAX", "BOS", "ORD"],
     "distance": [2454.0, 187.0, 733.0],
     "temp": [50.0, None, 70.0],
@@ -30,12 +30,16 @@ EVENT = {
 
 def arrays() -> dict[str, np.ndarray]:
     """As workers pass them: NaN for null in numbers, objects for strings."""
-    text = {"status", "carrier", "origin", "dest"}
+    text = {"flight_id", "status", "carrier", "dest"}
     return {name: np.array(values, object if name in text else np.float64) for name, values in EVENT.items()}
 
 
 def test_only_a_flight_that_left_is_predicted() -> None:
     assert functions.departed(arrays()).tolist() == [True, False, True]
+
+
+def test_the_airport_of_departure_is_read_from_the_id_of_the_flight() -> None:
+    assert functions.departure(arrays())["departure_airport"].tolist() == ["EWR", "JFK", "LGA"]
 
 
 def test_earlier_delay_of_the_aircraft_leaves_its_own_out() -> None:
