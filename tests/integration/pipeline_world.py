@@ -247,7 +247,7 @@ class World:
         os.kill(pid, number)
 
     def ask_to_leave(self, stage: str) -> None:
-        """SIGTERM; returns when the worker is gone, with exit code 0. The supervisor starts it again, in its own time."""
+        """SIGTERM; returns when the worker is gone, with exit code 0. The supervisor starts it again."""
         said = f"{stage}.0 ended with exit code "
         before = sum(line.startswith(said) for line in self.heard)
         self.signal(stage, signal.SIGTERM)
