@@ -1,6 +1,6 @@
-"""The functions behind the on-demand views and ``predict_when``: columns in, columns out, numpy only, so that workers
-call them without importing Feast. Each also takes the dict of lists that stock Feast passes, which is why they begin
-with ``np.asarray``.
+"""The functions behind the on-demand views and ``predict_when``: columns in, columns out, and no Feast, so that
+workers need not import it. Each also takes the dict of lists that stock Feast passes, which is why they begin with
+``np.asarray``.
 """
 
 from collections.abc import Mapping
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 Columns = Mapping[str, Any]
 Floats = npt.NDArray[np.float64]
@@ -22,13 +24,13 @@ def departed(columns: Columns) -> npt.NDArray[np.bool_]:
 def departure(columns: Columns) -> dict[str, npt.NDArray[Any]]:
     """What the event itself says: its delay in minutes, its place in day and week, who flies from where to where."""
     # the id ends with the airport, which is a join key and so no request data
-    _, _, airports = np.strings.rpartition(np.asarray(columns["flight_id"], dtype=np.str_), ".")
+    airports = pc.utf8_slice_codeunits(pa.array(columns["flight_id"], pa.string()), -3)
     return {
         "departure_delay": _floats(columns, "dep_delay"),
         "hour_of_day": np.asarray(columns["sched_hour"], dtype=np.int64),
         "day_of_week": np.asarray(columns["sched_dow"], dtype=np.int64),
         "airline": np.asarray(columns["carrier"], dtype=object),
-        "departure_airport": airports.astype(object),
+        "departure_airport": airports.to_numpy(zero_copy_only=False),
         "destination": np.asarray(columns["dest"], dtype=object),
         "distance_miles": _floats(columns, "distance"),
     }
