@@ -27,7 +27,6 @@ from penstock.transport.protocol import Position, TransactionAborted, Transport
 
 log = logging.getLogger(__name__)
 
-SOONEST_COMMIT_S = 0.010
 STAGE_FAILED = "stage failed"
 SECOND = 1.0
 
@@ -50,6 +49,18 @@ class Pace:
     lateness_ms: int
     future_ms: int
     allow_incomplete_windows: bool = False
+
+    @property
+    def soonest_commit_s(self) -> float:
+        """A drained input is committed at once, but not more often than this: each transaction costs the broker a
+        marker in every partition it touched."""
+        return self.commit_interval_s / 2
+
+    @property
+    def gather_s(self) -> float:
+        """Least time between two polls that found less than a batch: what is read sooner is not seen sooner, and many
+        small batches cost more than a few."""
+        return self.commit_interval_s / 8
 
 
 class Loop:
@@ -77,7 +88,8 @@ class Loop:
         )
         self._pending: deque[Piece] = deque()
         self._held: set[Partition] = set()
-        self._opened = self._committed = self._second = 0.0
+        self._opened = self._committed = self._second = self._polled = 0.0
+        self._full = False
         self._stopping = False
 
     def stop(self) -> None:
@@ -107,9 +119,11 @@ class Loop:
         if self.companion is not None:
             for change in self.companion.news():
                 change(self.stage)
+        self._gather()
         with self._observer.phase("poll"):
             polled = self.transport.poll(self._pace.max_batch_rows, self._wait())
-        now = self._clock()
+        now = self._polled = self._clock()
+        self._full = sum(map(len, polled.records)) >= self._pace.max_batch_rows
         for records in polled.records:
             self._pending.extend(self.intake.split(records))
         self._decode(now)
@@ -123,9 +137,14 @@ class Loop:
             self._every_second(now)
         self._commit_when_due(drained=not polled.records and not self._pending)
 
+    def _gather(self) -> None:
+        early = self._polled + self._pace.gather_s - self._clock()
+        if not self._full and 0 < early <= self._pace.gather_s:
+            time.sleep(early)
+
     def _wait(self) -> float:
         if self.outbox:
-            return max(0.0, min(self._committed + SOONEST_COMMIT_S - self._clock(), self._pace.max_wait_s))
+            return max(0.0, min(self._committed + self._pace.soonest_commit_s - self._clock(), self._pace.max_wait_s))
         return self._pace.max_wait_s if not self.intake.buffered else 0.005
 
     def _decode(self, now: float) -> None:
@@ -264,7 +283,7 @@ class Loop:
             return
         now = self._clock()
         if now - self._opened >= self._pace.commit_interval_s or (
-            drained and now - self._committed >= SOONEST_COMMIT_S and self._pace.commit_interval_s < SECOND
+            drained and now - self._committed >= self._pace.soonest_commit_s and self._pace.commit_interval_s < SECOND
         ):
             self._commit()
 
