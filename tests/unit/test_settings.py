@@ -1,0 +1,97 @@
+"""Settings come from the environment, go to workers through it, and reach every client; secrets are never shown."""
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from pydantic import SecretStr, ValidationError
+
+import penstock.transport.kafka as transport
+from penstock import topics
+from penstock.local.supervisor import environment_of
+from penstock.models import control_topic
+from penstock.settings import Settings
+from tests.onnx_models import plan
+
+SECURE = {
+    "security.protocol": "SASL_PLAINTEXT",
+    "sasl.mechanism": "SCRAM-SHA-512",
+    "sasl.username": "ann",
+    "sasl.password": "open sesame",
+}
+
+
+@pytest.fixture
+def secure(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings as a deployment sets them."""
+    monkeypatch.setenv("PENSTOCK_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    for name, value in SECURE.items():
+        monkeypatch.setenv(f"PENSTOCK_{name.replace('.', '_').upper()}", value)
+    return Settings()
+
+
+def test_the_environment_is_read_and_the_name_that_other_tools_use_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "a:1,b:2")
+    monkeypatch.setenv("PENSTOCK_COMMIT_INTERVAL_MS", "100")
+    monkeypatch.setenv("PENSTOCK_GUARANTEE", "at_least_once")
+    settings = Settings()
+    assert (settings.bootstrap_servers, settings.commit_interval_ms) == ("a:1,b:2", 100)
+    assert settings.guarantee == "at_least_once"
+    monkeypatch.setenv("PENSTOCK_BOOTSTRAP_SERVERS", "c:3")
+    assert Settings().bootstrap_servers == "c:3"
+    monkeypatch.setenv("PENSTOCK_GUARANTEE", "at_most_once")
+    with pytest.raises(ValidationError, match="exactly_once"):
+        Settings()
+
+
+def test_a_worker_reads_the_settings_that_its_supervisor_has(secure: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = secure.model_copy(
+        update={"max_batch_rows": 64, "state_dir": Path("here"), "ssl_key_password": SecretStr("x")}
+    )
+    for name in SECURE:
+        monkeypatch.delenv(f"PENSTOCK_{name.replace('.', '_').upper()}")
+    for name, value in environment_of(settings).items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == settings
+
+
+def test_secrets_are_not_shown(secure: Settings) -> None:
+    assert "sesame" not in repr(secure) + str(secure) + secure.model_dump_json()
+
+
+def test_the_client_takes_the_settings_as_they_are_named(secure: Settings) -> None:
+    quiet = {**secure.kafka(), "log_level": 0}
+    Producer(quiet)
+    consumer = Consumer({**quiet, "group.id": "g"})
+    consumer.close()
+
+
+@pytest.mark.filterwarnings("ignore")  # faust's own libraries
+def test_sasl_reaches_every_client(secure: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def client(config: dict[str, Any]) -> MagicMock:
+        seen.append(config)
+        return MagicMock()
+
+    for module in (transport, control_topic):
+        monkeypatch.setattr(module, "Producer", client)
+        monkeypatch.setattr(module, "Consumer", client)
+    monkeypatch.setattr(topics, "AdminClient", client)
+    transport.KafkaTransport(secure, "shop.ingest", "ingest")
+    topics.admin_client(secure)
+    with pytest.raises(control_topic.ControlUnavailable):
+        control_topic.ControlReader(secure, plan())
+    with pytest.raises(control_topic.ControlUnavailable):
+        control_topic.publish(secure, plan(), "m", "1.0.0")
+    assert len(seen) == 5
+    for config in seen:
+        assert {name: config[name] for name in SECURE} == SECURE
+
+    from penstock_monitor.committed import broker_of
+
+    credentials = broker_of(secure)["broker_credentials"]
+    assert (credentials.username, credentials.password) == ("ann", "open sesame")
+    assert (credentials.protocol.value, credentials.mechanism.value) == ("SASL_PLAINTEXT", "SCRAM-SHA-512")
