@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 STAGE_FAILED = "stage failed"
 SECOND = 1.0
+MOST_GATHER_S = 0.0125
+"""However seldom a stage commits, rows and rebalances are not left waiting for long."""
 
 
 class FateError(Exception):
@@ -60,7 +62,7 @@ class Pace:
     def gather_s(self) -> float:
         """Least time between two polls that found less than a batch: what is read sooner is not seen sooner, and many
         small batches cost more than a few."""
-        return self.commit_interval_s / 8
+        return min(self.commit_interval_s / 8, MOST_GATHER_S)
 
 
 class Loop:
