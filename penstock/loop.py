@@ -137,6 +137,8 @@ class Loop:
         if now - self._second >= SECOND:
             self._second = now
             self._every_second(now)
+        elif not self._observer.ready:  # somebody waits for it: a second is a third of a start
+            self._observer.every_second(self.intake, self.transport, now, self.stage.sizes())
         self._commit_when_due(drained=not polled.records and not self._pending)
 
     def _gather(self) -> None:

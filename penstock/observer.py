@@ -38,6 +38,10 @@ class Observer:
     def partitions(self, topic: str) -> int:
         return self._partition_counts[topic]
 
+    @property
+    def ready(self) -> bool:
+        return self._health.ready
+
     def waiting(self, what: str, why: str | None) -> None:
         self._health.wait(what, why)
 
