@@ -365,7 +365,7 @@ class Loop:
             self._observer.aborted()
             self.transport.abort()
             self.outbox.forget(gone)
-            self.outbox.resend(aborted.refused)
+            self.outbox.resend(())  # the refusals named rows by their places before the others left: they come again
             return
         positions = self.outbox.positions
         self._observer.committed(self.outbox.clear(), positions, self._clock())

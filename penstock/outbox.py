@@ -239,35 +239,42 @@ class Outbox:
             self._sends[number].alone = True
         letters: list[_Send] = []
         if not suspects:
-            for number, rows in by_send.items():
-                self._condemn(self._sends[number], rows, letters)
+            letters = self._condemn(by_send)
         again, self._sends = self._sends, []
         self.tally.rows_out = {}
         for send in [*again, *letters]:
             if send.values:
                 self._send(send)
 
-    def _condemn(self, send: _Send, rows: Mapping[int, str], letters: list[_Send]) -> None:
-        if send.topic == self._dead_topic:
-            assert send.headers is not None
-            for row in rows:
-                letter = digest_only(DeadLetter(None, send.values[row], send.headers[row]))
-                send.keys[row], send.values[row], send.headers[row] = letter.key, letter.value, letter.headers
-            return
-        guilty = {int(send.source[row]): message for row, message in rows.items()}
-        if send.work is None or -1 in guilty:
-            raise Fenced(
-                f"{send.topic}: {next(iter(rows.values()))}: a row of {self._stage}'s own making was refused."
-                " Raise the topic's max.message.bytes"
-            )
-        work = send.work
-        for other in self._sends:
-            if other.work is work and other.topic != self._dead_topic:
-                other.keep(~np.isin(other.source, list(guilty)))
+    def _condemn(self, by_send: Mapping[int, Mapping[int, str]]) -> list[_Send]:
+        """Takes the guilty rows' sources out of all outputs and returns their dead letters. Every refusal is traced to
+        its source before the first row leaves, because that moves the others."""
+        guilty: dict[int, tuple[Work, dict[int, str]]] = {}
+        for number, rows in by_send.items():
+            send = self._sends[number]
+            if send.topic == self._dead_topic:
+                assert send.headers is not None
+                for row in rows:
+                    letter = digest_only(DeadLetter(None, send.values[row], send.headers[row]))
+                    send.keys[row], send.values[row], send.headers[row] = letter.key, letter.value, letter.headers
+                continue
+            sources = {int(send.source[row]): message for row, message in rows.items()}
+            if send.work is None or -1 in sources:
+                raise Fenced(
+                    f"{send.topic}: {next(iter(rows.values()))}: a row of {self._stage}'s own making was refused. "
+                    "Raise the topic's max.message.bytes"
+                )
+            guilty.setdefault(id(send.work), (send.work, {}))[1].update(sources)
+        letters = []
         reason = "refused by the broker"
-        dead = [self._reject(work, row, Reason(reason, message)) for row, message in guilty.items()]
-        self.tally.count(self.tally.dead, reason, len(dead))
-        letters.append(self._to_dead(dead, np.array(list(guilty), np.int32), work))
+        for work, messages in guilty.values():
+            for send in self._sends:
+                if send.work is work and send.topic != self._dead_topic:
+                    send.keep(~np.isin(send.source, list(messages)))
+            dead = [self._reject(work, row, Reason(reason, message)) for row, message in messages.items()]
+            self.tally.count(self.tally.dead, reason, len(dead))
+            letters.append(self._to_dead(dead, np.array(list(messages), np.int32), work))
+        return letters
 
     def forget(self, partitions: Iterable[Partition]) -> bool:
         """Takes the rows of partitions out that are another's now. True when anything was taken out: then the open
