@@ -11,6 +11,7 @@ from pathlib import Path
 def strip(text: str) -> str:
     """``url = "scheme://host/…/name.whl"`` becomes ``filename = "name.whl"``, every registry the word ``index``."""
     text = re.sub(r'url = "https?://[^"]*/([^"/]+)"', r'filename = "\1"', text)
+    text = re.sub(r", size = \d+", "", text)  # some indexes tell it and some do not
     return re.sub(r'registry = "https?://[^"]*"', 'registry = "index"', text)
 
 

@@ -368,7 +368,7 @@ def _fill_cards(shop: Workshop, plan: Plan) -> None:
     producer = Producer({"bootstrap.servers": shop.cluster.bootstrap, **settings})
     topic = plan.topic("events").name
     for rows in cards.events(shop.events):
-        for key, payload in zip(rows["card_id"].to_pylist(), encode(rows), strict=True):
+        for key, payload in zip(rows["card_id"].to_pylist(), encode(rows).to_pylist(), strict=True):
             while True:
                 try:
                     producer.produce(topic, payload, key)

@@ -51,7 +51,7 @@ def prepared(n: int, rate: int, schema_id: int) -> tuple[list[bytes], list[str],
         keys: list[str] = []
         for start in range(0, n, CHUNK):
             made = generate(min(CHUNK, n - start), start, rng, first_ms=first_ms, step_ms=1000 / rate).events
-            values += encode(made)
+            values += encode(made).to_pylist()
             keys += made["card_id"].to_pylist()
         if time.time() < first_ms / 1000:
             return values, keys, first_ms

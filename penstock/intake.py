@@ -4,7 +4,7 @@ The one decision to know: a partition's position moves only over rows that left 
 together with its neighbours, so that no dead letter is ever sent ahead of the offsets that cover it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ class TopicReader:
     """
 
     topic: str
-    decode: Callable[[Sequence[bytes | None]], Decoded]
+    decode: Callable[["pa.BinaryArray"], Decoded]
     event_time: str
     future_ms: int = 0
     raw: bool = False
@@ -133,7 +133,7 @@ class Intake:
         batch = Batch(
             records.topic,
             decoded.rows,
-            records.keys if good else [records.keys[i] for i in index.tolist()],
+            records.keys if good else records.keys.take(pa.array(index)),
             partition,
             records.offset if good else records.offset[index],
             timestamp,

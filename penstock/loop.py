@@ -247,7 +247,7 @@ class Loop:
         for output in result.outputs:
             kept = np.flatnonzero(~np.isin(output.source, guilty))
             rows = output.rows.take(pa.array(kept))
-            keys = [output.keys[i] for i in kept.tolist()]
+            keys = output.keys.take(pa.array(kept))
             outputs.append(Output(output.topic, keys, rows, output.source[kept], output.fate))
         rejects = {**result.rejects, **dict.fromkeys(guilty, reason)}
         dropped = {row: why for row, why in result.dropped.items() if row not in rejects}

@@ -12,33 +12,32 @@ import pyarrow as pa
 from penstock.dead_letter import DeadLetter, RawRow, dead_letter, digest_only
 from penstock.envelope import EVENT_ID, ORIGIN_OFFSET, ORIGIN_PARTITION
 from penstock.lanes import Work
-from penstock.records import Header, Int32s, Key, Output, Partition, Reason, Records, Result
+from penstock.records import Header, Int32s, Output, Partition, Reason, Records, Result, column
 from penstock.transport.protocol import Fenced, Position, Refusal, Transport
 
 UNENCODABLE = (ValueError, pa.ArrowInvalid, KeyError, TypeError)
-Encode = Callable[[pa.RecordBatch], list[bytes]]
+Encode = Callable[[pa.RecordBatch], "pa.BinaryArray"]
 
 
 @dataclass(slots=True)
 class _Send:
-    """Rows of one topic as they went to the transport. ``source``: int32[n], rows of ``work.batch``; -1 came from no
-    row.
+    """Rows of one topic as they went to the transport. ``keys``, ``values``: binary[n]. ``source``: int32[n], rows of
+    ``work.batch``; -1 came from no row.
     """
 
     topic: str
-    keys: list[Key]
-    values: list[bytes | None]
+    keys: "pa.BinaryArray"
+    values: "pa.BinaryArray"
     headers: list[list[Header]] | None
     source: Int32s
     work: Work | None
     alone: bool = False
 
     def keep(self, mask: Sequence[bool] | np.ndarray) -> None:
-        chosen = np.flatnonzero(mask).tolist()
-        self.keys = [self.keys[i] for i in chosen]
-        self.values = [self.values[i] for i in chosen]
+        chosen = np.flatnonzero(mask)
+        self.keys, self.values = self.keys.take(pa.array(chosen)), self.values.take(pa.array(chosen))
         if self.headers is not None:
-            self.headers = [self.headers[i] for i in chosen]
+            self.headers = [self.headers[i] for i in chosen.tolist()]
         self.source = self.source[chosen]
 
 
@@ -150,10 +149,10 @@ class Outbox:
                 f"stage {self._stage} wrote to {output.topic!r}, which its plan does not list among its outputs"
             ) from None
         try:
-            values: list[bytes | None] = list(encode(output.rows))
+            values = encode(output.rows)
         except UNENCODABLE as error:
             raise UnencodableError(f"{output.topic}: {error}") from error
-        return _Send(output.topic, list(output.keys), values, None, output.source, work)
+        return _Send(output.topic, column(output.keys), values, None, output.source, work)
 
     def _send(self, send: _Send) -> None:
         self._sends.append(send)
@@ -163,8 +162,8 @@ class Outbox:
     def _to_dead(self, letters: list[DeadLetter], source: Int32s, work: Work | None) -> _Send:
         return _Send(
             self._dead_topic,
-            [d.key for d in letters],
-            [d.value for d in letters],
+            column([d.key for d in letters]),
+            column([d.value for d in letters]),
             [d.headers for d in letters],
             source,
             work,
@@ -197,8 +196,8 @@ class Outbox:
             where,
             offset,
             int(records.timestamp[row]),
-            records.keys[row],
-            records.values[row],
+            records.keys[row].as_py(),
+            records.values[row].as_py(),
             records.headers(row),
             origin,
         )
@@ -223,8 +222,7 @@ class Outbox:
             "origin_partition": pa.array(batch.partition[rows]) if is_raw else taken.column(ORIGIN_PARTITION),
             "origin_offset": pa.array(batch.offset[rows]) if is_raw else taken.column(ORIGIN_OFFSET),
         }
-        keys: list[Key] = [batch.keys[row] for row in rows.tolist()]
-        return Output(self._dropped_topic, keys, pa.RecordBatch.from_pydict(columns), rows)
+        return Output(self._dropped_topic, batch.keys.take(pa.array(rows)), pa.RecordBatch.from_pydict(columns), rows)
 
     def resend(self, refused: Sequence[Refusal]) -> None:
         """After an abort: everything again in a new transaction. When the broker refused several rows of one batch, the
@@ -243,7 +241,7 @@ class Outbox:
         again, self._sends = self._sends, []
         self.tally.rows_out = {}
         for send in [*again, *letters]:
-            if send.values:
+            if len(send.values):
                 self._send(send)
 
     def _condemn(self, by_send: Mapping[int, Mapping[int, str]]) -> list[_Send]:
@@ -254,9 +252,11 @@ class Outbox:
             send = self._sends[number]
             if send.topic == self._dead_topic:
                 assert send.headers is not None
+                keys, values = send.keys.to_pylist(), send.values.to_pylist()
                 for row in rows:
-                    letter = digest_only(DeadLetter(None, send.values[row], send.headers[row]))
-                    send.keys[row], send.values[row], send.headers[row] = letter.key, letter.value, letter.headers
+                    letter = digest_only(DeadLetter(None, values[row], send.headers[row]))
+                    keys[row], values[row], send.headers[row] = letter.key, letter.value, letter.headers
+                send.keys, send.values = column(keys), column(values)
                 continue
             sources = {int(send.source[row]): message for row, message in rows.items()}
             if send.work is None or -1 in sources:

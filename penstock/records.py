@@ -1,12 +1,11 @@
 """The shapes a batch has on its way: what a transport polls, what a stage is given, and what it hands back.
 
-Everything is a column. No client's message object leaves its transport, so that a native client that hands over Arrow
-buffers can take the place of today's.
+Everything is a column: a poll's values and keys are one buffer each, from the client to the stage and back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,19 @@ to subtract a window from.
 """
 
 
+Values = Union["pa.Array", Sequence[Key]]
+"""A column of bytes or text, or a sequence that becomes one."""
+
+
+def column(rows: Values) -> "pa.BinaryArray":
+    """Keys or values as one binary column; text is UTF-8."""
+    if not isinstance(rows, pa.Array):
+        return pa.array(rows, pa.binary())
+    if rows.type == pa.binary():
+        return rows
+    return rows.view(pa.binary()) if rows.type == pa.string() else rows.cast(pa.binary())
+
+
 class Partition(NamedTuple):
     """One partition of one topic."""
 
@@ -38,13 +50,13 @@ class Partition(NamedTuple):
 class Records:
     """Rows as they came from one topic, before anything was decoded.
 
-    Shapes: all of length n and in log order within a partition. ``timestamp``: int64[n], ms since epoch, the broker's
-    append time. ``headers(i)`` reads the headers of row i on demand, for they cost per message.
+    Shapes: all of length n and in log order within a partition. ``values``, ``keys``: binary[n], null where there is
+    none. ``timestamp``: int64[n], ms since epoch, the broker's append time. ``headers(i)``: the headers of row i.
     """
 
     topic: str
-    values: list[bytes | None]
-    keys: list[bytes | None]
+    values: "pa.BinaryArray"
+    keys: "pa.BinaryArray"
     partition: Int32s
     offset: Int64s
     timestamp: Int64s
@@ -57,15 +69,15 @@ class Records:
 
     def take(self, places: npt.NDArray[np.int64]) -> "Records":
         """The rows at ``places``, in that order."""
-        chosen = places.tolist()
+        index = pa.array(places, pa.int64())
         return Records(
             self.topic,
-            [self.values[i] for i in chosen],
-            [self.keys[i] for i in chosen],
+            self.values.take(index),
+            self.keys.take(index),
             self.partition[places],
             self.offset[places],
             self.timestamp[places],
-            lambda row: self.headers(chosen[row]),
+            lambda row: self.headers(int(places[row])),
             lambda: _taken(self.traceparents(), places),
         )
 
@@ -79,14 +91,15 @@ class Records:
 class Batch:
     """The decoded rows of one topic, in processing order; what a stage's ``process`` is given.
 
-    Shapes: every array has one entry per row. ``event_time``: int64[n], ms since epoch. ``watermark``: int64[n], the
-    largest event time of the row's partition *before* the row in the log (``NO_TIME`` before the first), so that
-    lateness never depends on where batches were cut. ``replay``: the rows only rebuild state; nothing is sent.
+    Shapes: every array has one entry per row. ``keys``: binary[n], null where there is none. ``event_time``: int64[n],
+    ms since epoch. ``watermark``: int64[n], the largest event time of the row's partition *before* the row in the log
+    (``NO_TIME`` before the first), so that lateness never depends on where batches were cut. ``replay``: the rows only
+    rebuild state; nothing is sent.
     """
 
     topic: str
     rows: pa.RecordBatch
-    keys: list[bytes | None]
+    keys: "pa.BinaryArray"
     partition: Int32s
     offset: Int64s
     timestamp: Int64s
@@ -104,7 +117,7 @@ class Batch:
         """No row of ``topic``, and no column either."""
         none = np.empty(0, np.int64)
         rows = pa.RecordBatch.from_arrays([], names=[])
-        return Batch(topic, rows, [], none.astype(np.int32), none, none, none, none)
+        return Batch(topic, rows, pa.nulls(0, pa.binary()), none.astype(np.int32), none, none, none, none)
 
     @staticmethod
     def join(batches: "Sequence[Batch]") -> "Batch":
@@ -115,7 +128,7 @@ class Batch:
         return Batch(
             batches[0].topic,
             pa.concat_batches([b.rows for b in batches]),
-            [key for b in batches for key in b.keys],
+            pa.concat_arrays([b.keys for b in batches]),
             np.concatenate([b.partition for b in batches]),
             np.concatenate([b.offset for b in batches]),
             np.concatenate([b.timestamp for b in batches]),
@@ -130,12 +143,12 @@ class Batch:
         )
 
     def slice(self, start: int, n: int) -> "Batch":
-        """``n`` rows from ``start``; nothing is copied but the keys."""
+        """``n`` rows from ``start``; nothing is copied."""
         stop = start + n
         return Batch(
             self.topic,
             self.rows.slice(start, n),
-            self.keys[start:stop],
+            self.keys.slice(start, n),
             self.partition[start:stop],
             self.offset[start:stop],
             self.timestamp[start:stop],
@@ -147,11 +160,11 @@ class Batch:
 
     def take(self, index: npt.NDArray[np.intp] | Int32s) -> "Batch":
         """The rows at ``index``, in that order."""
-        chosen = index.tolist()
+        places = pa.array(index, pa.int64())
         return Batch(
             self.topic,
-            self.rows.take(pa.array(index, pa.int64())),
-            [self.keys[i] for i in chosen],
+            self.rows.take(places),
+            self.keys.take(places),
             self.partition[index],
             self.offset[index],
             self.timestamp[index],
@@ -178,14 +191,14 @@ class Reason(NamedTuple):
 class Output:
     """Rows for one topic.
 
-    ``keys``: one per row, bytes or str (UTF-8 on the wire) or None. ``rows``: columns by name; the loop encodes them
+    ``keys``: binary[m] or string[m], null for none. ``rows``: columns by name; the loop encodes them
     with the topic's schema of the plan. ``source``: int32[m], the row of the batch that each came from; -1 for rows
     that no input row caused (``tick``, ``flush``). ``fate``: False where rows are written beside their source's fate,
     as a view's row is for an event that feeds the windows and is then dropped.
     """
 
     topic: str
-    keys: Sequence[Key]
+    keys: "pa.Array"
     rows: pa.RecordBatch
     source: Int32s
     fate: bool = True

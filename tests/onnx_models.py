@@ -21,7 +21,7 @@ from penstock.plan import (
     StagePlan,
     TopicPlan,
 )
-from penstock.records import Batch
+from penstock.records import Batch, column
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 COLUMNS = {"amount": "double", "count": "long", "online": "boolean"}
@@ -113,7 +113,7 @@ def batch(label_keys: list[str | None] | None = None, **columns: pa.Array) -> Ba
     return Batch(
         "shop.features",
         pa.RecordBatch.from_pydict(rows),
-        [f"card-{i}".encode() if i % 2 == 0 else None for i in range(n)],
+        column([f"card-{i}".encode() if i % 2 == 0 else None for i in range(n)]),
         np.zeros(n, np.int32),
         np.arange(n, dtype=np.int64),
         times,

@@ -12,7 +12,7 @@ from penstock.checks.result import CheckResult
 from penstock.checks.samples import schema_of
 from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.plan import Plan, PlanError, StagePlan
-from penstock.records import Batch, Int64s, Key, Partition, Result
+from penstock.records import Batch, Int64s, Partition, Result, column
 from penstock.stage import Stage, StageKind
 from penstock.windows.watermark import running_watermark
 
@@ -25,7 +25,7 @@ LATENCY_MS = 1_000
 class Ran:
     """What became of a batch: per topic keys, encoded values and input rows; fates by input row."""
 
-    keys: dict[str, list[Key]] = field(default_factory=dict)
+    keys: dict[str, list[bytes | None]] = field(default_factory=dict)
     values: dict[str, list[bytes]] = field(default_factory=dict)
     sources: dict[str, list[int]] = field(default_factory=dict)
     fated: set[int] = field(default_factory=set)
@@ -111,8 +111,8 @@ def _fresh(plan: Plan, stage: StagePlan, kind: StageKind) -> Stage:
 def _add(ran: Ran, result: Result, encoders: dict[str, AvroEncoder], at: int) -> None:
     for output in result.outputs:
         rows = (output.source + np.where(output.source >= 0, at, 0)).tolist()
-        ran.keys.setdefault(output.topic, []).extend(output.keys)
-        ran.values.setdefault(output.topic, []).extend(encoders[output.topic].encode(output.rows))
+        ran.keys.setdefault(output.topic, []).extend(column(output.keys).to_pylist())
+        ran.values.setdefault(output.topic, []).extend(encoders[output.topic].encode(output.rows).to_pylist())
         ran.sources.setdefault(output.topic, []).extend(rows)
         if output.fate:
             ran.fated.update(row for row in rows if row >= 0)
@@ -145,7 +145,7 @@ def to_batch(stage: StagePlan, rows: pa.RecordBatch) -> Batch:
     return Batch(
         topic=source.topic,
         rows=rows,
-        keys=[None] * n,
+        keys=pa.nulls(n, pa.binary()),
         partition=partition,
         offset=np.arange(n, dtype=np.int64) // PARTITIONS,
         timestamp=times + LATENCY_MS,
@@ -168,7 +168,7 @@ def _content(batch: Batch) -> tuple[bytes, ...]:
     with pa.ipc.new_stream(sink, batch.rows.schema) as writer:
         writer.write_batch(batch.rows)
     arrays = (batch.partition, batch.offset, batch.timestamp, batch.event_time, batch.watermark)
-    return (sink.getvalue().to_pybytes(), repr(batch.keys).encode(), *(array.tobytes() for array in arrays))
+    return (sink.getvalue().to_pybytes(), repr(batch.keys.to_pylist()).encode(), *(array.tobytes() for array in arrays))
 
 
 def _reads_back(plan: Plan, topic: str, values: list[bytes]) -> bool:

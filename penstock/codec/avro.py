@@ -1,11 +1,11 @@
 """Avro ⇄ Arrow for whole batches, Confluent frame included.
 
-A batch of one schema whose rows are all in order, which is nearly every batch, takes one call of pyruhvro and a few
-vectorised checks. Anything else is taken apart: rows are grouped by schema id, a group that fails is walked to find
+A batch of one flat schema whose rows are all in order, which is nearly every batch, takes one compiled call
+(``flat.py``). Anything else is taken apart: rows are grouped by schema id, a group that fails is walked to find
 its bad rows, and the others are read again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from penstock.codec.arrow import arrow_schema
 from penstock.codec.convert import Unresolvable
 from penstock.codec.decoded import BadRow, Decoded, in_order
 from penstock.codec.defaults import default_column
+from penstock.codec.flat import FlatWriter
 from penstock.codec.resolve import Resolution
 from penstock.codec.shapes import MISSING, Field, UnsupportedSchema, parse
 from penstock.codec.writer import Positions, Writer, sift
+from penstock.records import Values, column
 from penstock.schemas.registry import TransientLookupError, UnknownSchemaId
 
 __all__ = [
@@ -44,21 +46,26 @@ class AvroEncoder:
         self._name = record.name
         self._fields = record.fields
         self._columns = arrow_schema(record)
+        flat = all(wire.is_flat(field.shape) for field in record.fields)
+        self._flat = FlatWriter(record, frame.prefix(schema_id)) if flat else None
         self._json = wire.wire_json(record, widen=False)
         self._names = [f["name"] for f in frame.FIELDS] + [f.name for f in record.fields]
 
-    def encode(self, rows: pa.RecordBatch) -> list[bytes]:
-        """One value per row. Columns are found by name and cast where they need it; a missing one takes the field's
-        default.
+    def encode(self, rows: pa.RecordBatch) -> pa.BinaryArray:
+        """One value per row, binary[n]. Columns are found by name and cast where they need it; a missing one takes
+        the field's default.
 
         Raises ``ValueError`` naming the column that is missing, cannot be cast or holds a null that the schema
         forbids.
         """
         n = rows.num_rows
         if n == 0:
-            return []
+            return pa.nulls(0, pa.binary())
         columns = [self._column(rows, f, to) for f, to in zip(self._fields, self._columns, strict=True)]
+        if self._flat is not None:
+            return self._flat.write(columns, n)
         try:
+            columns = [wire.for_writing(c, f.shape) for c, f in zip(columns, self._fields, strict=True)]
             return wire.write(frame.columns(self.schema_id, n) + columns, self._names, self._json)
         except ValueError as error:
             raise ValueError(f"schema {self._name!r}: {error}") from None
@@ -70,7 +77,7 @@ class AvroEncoder:
                 raise ValueError(
                     f"schema {self._name!r}: column {field.name!r} is missing, and the field has no default."
                 )
-            return wire.for_writing(default_column(field.shape, field.default, rows.num_rows), field.shape)
+            return default_column(field.shape, field.default, rows.num_rows)
         array = rows.column(at)
         if array.type != to.type:
             try:
@@ -83,7 +90,7 @@ class AvroEncoder:
                 f"schema {self._name!r}: column {field.name!r} is null in row {row}, and the schema wants a value. "
                 "Make the field nullable or reject the row."
             )
-        return wire.for_writing(array, field.shape)
+        return array
 
 
 class AvroDecoder:
@@ -100,39 +107,35 @@ class AvroDecoder:
         self._lookup = lookup
         self._writers: dict[int, Writer | BadRow] = {}
 
-    def decode(self, values: Sequence[bytes | None]) -> Decoded:
+    def decode(self, values: Values) -> Decoded:
         """The good rows in order under the reader's schema, and the bad ones with their reasons."""
-        values = values if isinstance(values, list) else list(values)
+        values = column(values)
         return self.decode_whole(values) or self._taken_apart(values)
 
-    def decode_whole(self, values: list[Any]) -> Decoded | None:
+    def decode_whole(self, values: pa.BinaryArray) -> Decoded | None:
         """All rows, if they are of one schema and in order; None otherwise."""
-        try:
-            total = len(b"".join(values))
-        except TypeError:
+        if not len(values) or values.null_count:
             return None
-        if not values or len(values[0]) < frame.SIZE:
+        payloads = frame.lay_out(values)
+        lengths, ids = payloads.lengths, frame.schema_ids(payloads)
+        schema_id = int(ids[0])
+        if schema_id < 0 or lengths.max() > MAX_VALUE_BYTES or not (ids == schema_id).all():
             return None
-        if total > MAX_VALUE_BYTES and max(map(len, values)) > MAX_VALUE_BYTES:
-            return None
-        head = values[0][: frame.SIZE]
-        if head[0] != frame.MAGIC or values[-1][: frame.SIZE] != head:
-            return None
-        writer = self._writer(int.from_bytes(head[1:], "big"))
+        writer = self._writer(schema_id)
         if isinstance(writer, BadRow):
             return None
         try:
-            rows = writer.read_whole(values, total)
+            rows = writer.read_whole(values)
         except wire.Malformed:
             return None
         bad: dict[int, BadRow] = {}
         index = np.arange(len(values))
         if writer.resolution is not None:
-            rows, index = _resolved(writer.resolution, rows, index, int.from_bytes(head[1:], "big"), bad)
+            rows, index = _resolved(writer.resolution, rows, index, schema_id, bad)
         return Decoded(rows, index.astype(np.int32), bad)
 
-    def _taken_apart(self, values: list[Any]) -> Decoded:
-        if not values:
+    def _taken_apart(self, values: pa.BinaryArray) -> Decoded:
+        if not len(values):
             return in_order([], self.columns, {})
         payloads = frame.lay_out(values)
         lengths, ids = payloads.lengths, frame.schema_ids(payloads)
@@ -147,7 +150,7 @@ class AvroDecoder:
             if isinstance(writer, BadRow):
                 bad.update(dict.fromkeys(rows.tolist(), writer))
                 continue
-            part = sift(writer, [values[i] for i in rows.tolist()], payloads, rows, bad, schema_id)
+            part = sift(writer, values.take(pa.array(rows)), payloads, rows, bad, schema_id)
             if writer.resolution is not None:
                 part = _resolved(writer.resolution, *part, schema_id, bad)
             parts.append(part)
@@ -184,14 +187,12 @@ def _by_id(ids: npt.NDArray[np.int64]) -> Iterator[tuple[int, Positions]]:
             yield int(ids[rows[0]]), rows
 
 
-def _frame_faults(
-    values: list[bytes | None], payloads: frame.Payloads, ids: npt.NDArray[np.int64]
-) -> dict[int, BadRow]:
+def _frame_faults(values: pa.BinaryArray, payloads: frame.Payloads, ids: npt.NDArray[np.int64]) -> dict[int, BadRow]:
     bad = {}
     first, lengths = payloads.first(), payloads.lengths
     for i in np.flatnonzero(ids < 0).tolist():
         if not lengths[i]:
-            what = "no value (a tombstone)" if values[i] is None else "a value of no bytes"
+            what = "no value (a tombstone)" if not values[i].is_valid else "a value of no bytes"
             bad[i] = BadRow("empty", f"{what}, where an Avro value is expected.")
         elif first[i] != frame.MAGIC:
             bad[i] = BadRow("bad magic", f"the first byte is {first[i]}, and a Confluent frame begins with 0.")

@@ -1,7 +1,5 @@
 """What users send: JSON or framed Avro on the same topic, told apart by the first byte of each value."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 
@@ -9,6 +7,7 @@ from penstock.codec import frame
 from penstock.codec.avro import AvroDecoder
 from penstock.codec.decoded import BadRow, Decoded, in_order
 from penstock.codec.json import JsonDecoder
+from penstock.records import Values, column
 
 _JSON = np.isin(np.arange(256), list(b"{ \t\r\n"))
 
@@ -27,53 +26,32 @@ class InputDecoder:
         self._json = json
         self._max_bytes = max_bytes
 
-    def decode(self, values: Sequence[bytes | None]) -> Decoded:
+    def decode(self, values: Values) -> Decoded:
         """The good rows in order, and the bad ones with their reasons. ``TransientLookupError`` passes through."""
-        values = values if isinstance(values, list) else list(values)
-        if (whole := self._all_avro(values)) is not None:
-            return whole
-        first = _first_bytes(values)
-        is_json = _JSON[first] & (first >= 0)
+        values = column(values)
+        payloads = frame.lay_out(values)
+        lengths, first = payloads.lengths, payloads.first()
+        large = lengths > self._max_bytes if self._max_bytes is not None else np.zeros(len(values), np.bool_)
         # nothing at all says nothing about its kind: the Avro decoder calls it empty
-        is_avro = (first == frame.MAGIC) | (first < 0)
-        bad = self._too_large(values)
-        if bad:
-            is_avro[list(bad)] = is_json[list(bad)] = False
-        elif is_json.all():
-            return self._json.decode(values)
-        for i in np.flatnonzero(~(is_avro | is_json)).tolist():
-            if i in bad:
-                continue
+        is_json = _JSON[first] & (lengths > 0) & ~large
+        is_avro = ((first == frame.MAGIC) | (lengths == 0)) & ~large
+        for mine, decode in ((is_avro, self._avro.decode), (is_json, self._json.decode)):
+            if mine.all():  # nearly every batch is of one kind
+                return decode(values)
+        bad = {
+            i: BadRow(
+                "too large",
+                f"{lengths[i]} bytes, and the limit is {self._max_bytes}. Send less, or raise max_event_bytes.",
+            )
+            for i in np.flatnonzero(large).tolist()
+        }
+        for i in np.flatnonzero(~(is_avro | is_json | large)).tolist():
             bad[i] = BadRow("bad magic", f"the first byte is {first[i]}; Avro begins with 0 and JSON with {{.")
         parts = []
         for mine, decode in ((is_avro, self._avro.decode), (is_json, self._json.decode)):
             rows = np.flatnonzero(mine)
             if len(rows):
-                decoded = decode([values[i] for i in rows.tolist()])
+                decoded = decode(values.take(pa.array(rows)))
                 parts.append((decoded.rows, rows[decoded.index]))
                 bad.update({int(rows[i]): why for i, why in decoded.bad.items()})
         return in_order(parts, self.columns, bad)
-
-    def _all_avro(self, values: list[bytes | None]) -> Decoded | None:
-        """Nearly every batch is of one kind: the Avro decoder finds out in passing whether all of this one are."""
-        if not values or not values[0] or values[0][0] != frame.MAGIC or None in values:
-            return None
-        if self._max_bytes is not None and max(map(len, values)) > self._max_bytes:  # type: ignore[arg-type]  # no None
-            return None
-        return self._avro.decode_whole(values)
-
-    def _too_large(self, values: list[bytes | None]) -> dict[int, BadRow]:
-        limit = self._max_bytes
-        if limit is None or max(map(len, filter(None, values)), default=0) <= limit:
-            return {}
-        return {
-            i: BadRow(
-                "too large", f"{len(value)} bytes, and the limit is {limit}. Send less, or raise max_event_bytes."
-            )
-            for i, value in enumerate(values)
-            if value and len(value) > limit
-        }
-
-
-def _first_bytes(values: list[bytes | None]) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
-    return np.fromiter((v[0] if v else -1 for v in values), np.int16, len(values))

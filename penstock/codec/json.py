@@ -37,6 +37,7 @@ from penstock.codec.shapes import (
     describe,
     parse,
 )
+from penstock.records import Values, column
 
 MAX_VALUE_BYTES = 16 << 20
 _BLOCK = 1024
@@ -74,8 +75,9 @@ class JsonDecoder:
         self._fields = [_Field(f.name, f.shape, _missing(f.shape, f.default, f.name)) for f in record.fields]
         self._builders = [_builder(f.shape, f.name) for f in record.fields]
 
-    def decode(self, values: Sequence[bytes | None]) -> Decoded:
+    def decode(self, values: Values) -> Decoded:
         """The good rows in order, and the bad ones with their reasons."""
+        values = column(values).to_pylist()
         bad: dict[int, BadRow] = {}
         parts: list[tuple[pa.RecordBatch, npt.NDArray[np.intp]]] = []
         for start in range(0, len(values), _BLOCK):
@@ -90,14 +92,14 @@ class JsonDecoder:
         """The block's rows as columns, less those with a field that does not fit, which are added to ``bad``."""
         arrays = []
         wrong: dict[int, _Wrong] = {}
-        for field, build, column in zip(self._fields, self._builders, self.columns, strict=True):
+        for field, build, to in zip(self._fields, self._builders, self.columns, strict=True):
             name, default = field.name, field.stand_in
             try:
                 array = build([row.get(name, default) for row in rows])
-                if array.null_count and not column.nullable:
+                if array.null_count and not to.nullable:
                     raise _Wrong("missing field", name)
             except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, _Wrong):
-                array = pa.array(_checked(rows, field, wrong), column.type)
+                array = pa.array(_checked(rows, field, wrong), to.type)
             arrays.append(array)
         if not wrong:
             return pa.RecordBatch.from_arrays(arrays, schema=self.columns), np.array(index, np.intp)

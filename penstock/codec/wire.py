@@ -1,4 +1,5 @@
-"""Avro values ⇄ columns by pyruhvro, with the checks that it leaves out. Nothing else in Penstock imports pyruhvro.
+"""Avro values ⇄ columns by pyruhvro, with the checks that it leaves out: for nested records, and to sift what a whole
+batch could not be read for. Nothing else in Penstock imports pyruhvro.
 
 pyruhvro is given a schema of our own that is the same on the wire: ``bytes`` as ``string`` and no logical types (it
 panics at some), ``int`` as ``long`` on reading (it cuts longer numbers off silently). The columns are then viewed as
@@ -60,15 +61,11 @@ def read(values: list[bytes], schema_json: str) -> pa.RecordBatch:
         raise Malformed(f"the decoder gave up: {error}") from None
 
 
-def write(columns: list[pa.Array], names: list[str], schema_json: str) -> list[bytes]:
+def write(columns: list[pa.Array], names: list[str], schema_json: str) -> pa.BinaryArray:
     """One value per row. Raises ``ValueError`` where a column holds what the schema does not allow."""
     rows = pa.RecordBatch.from_arrays(columns, names=names)
-    # an Arrow binary column holds 2 GiB; the encoded rows are never larger than the columns by half
-    pieces = 1 + rows.nbytes // (1 << 30)
-    out: list[bytes] = []
-    for piece in pyruhvro.serialize_record_batch(rows, schema_json, pieces):
-        out.extend(piece.to_pylist())
-    return out
+    (values,) = pyruhvro.serialize_record_batch(rows, schema_json, 1)
+    return values
 
 
 def as_declared(array: pa.Array, shape: Shape) -> pa.Array:
@@ -218,13 +215,3 @@ def is_as_read(shape: Shape) -> bool:
             return shape.optional is not None and is_as_read(shape.optional)
         case _:
             return isinstance(shape, Enum)
-
-
-def is_ascii(arrays: list[pa.Array]) -> bool:
-    """Whether all text in the flat columns is ASCII, which is the quickest way to know that it is UTF-8."""
-    for array in arrays:
-        if array.type == pa.string():
-            data = array.buffers()[2]
-            if data is not None and data.size and np.frombuffer(data, np.uint8).max() >= 0x80:
-                return False
-    return True

@@ -12,6 +12,7 @@ import pyarrow as pa
 from penstock.codec import frame, wire
 from penstock.codec.arrow import arrow_schema
 from penstock.codec.decoded import BadRow, in_order
+from penstock.codec.flat import FlatReader
 from penstock.codec.resolve import Resolution, resolve
 from penstock.codec.shapes import Record, parse
 from penstock.codec.sizes import encoded_size
@@ -30,38 +31,38 @@ class Writer:
         self._json = wire.wire_json(self.record, widen=True)
         self._plain = fastavro.parse_schema(wire.plain(self.record))
         self._as_read = [wire.is_as_read(f.shape) for f in self.record.fields]
-        self._flat = all(wire.is_flat(f.shape) for f in self.record.fields)
+        flat = all(wire.is_flat(f.shape) for f in self.record.fields)
+        self._reader = FlatReader(self.record) if flat else None
 
-    def read_whole(self, values: list[bytes], total_bytes: int) -> pa.RecordBatch:
-        """The columns of values that are all in order, all of this schema id and take ``total_bytes`` with their
-        frames.
-
-        Raises ``wire.Malformed`` where any is not: since an overlong magic would take more bytes than it needs, the
-        sum of the sizes checks the frame too.
+    def read_whole(self, values: pa.BinaryArray) -> pa.RecordBatch:
+        """The columns of values that are all in order and all of this schema id. Raises ``wire.Malformed`` where any
+        is not.
         """
-        raw, arrays = self._read(values)
+        payloads = frame.lay_out(values)
+        if self._reader is not None:
+            arrays = self._reader.read(payloads.data, payloads.offsets[:-1], payloads.offsets[1:])
+            return pa.RecordBatch.from_arrays(arrays, schema=self.columns)
+        arrays = self._read(values)
         fields = self.record.fields
         size = sum(encoded_size(a, f.shape) for a, f in zip(arrays, fields, strict=True))
-        if size + frame.SIZE * len(values) != total_bytes or not frame.all_equal(raw.columns[:2], values[0]):
+        if size + frame.SIZE * len(values) != payloads.offsets[-1] - payloads.offsets[0]:
             raise wire.Malformed(TRAILING)
         rows = pa.RecordBatch.from_arrays(arrays, schema=self.columns)
-        if not (self._flat and wire.is_ascii(arrays)):
-            try:
-                rows.validate(full=True)
-            except pa.ArrowInvalid as error:
-                raise wire.Malformed(str(error)) from None
+        try:
+            rows.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise wire.Malformed(str(error)) from None
         return rows
 
-    def read(self, values: list[bytes]) -> pa.RecordBatch:
+    def read(self, values: pa.BinaryArray) -> pa.RecordBatch:
         """The columns of the values, whatever follows them and whether or not text is UTF-8. Raises
         ``wire.Malformed``.
         """
-        return pa.RecordBatch.from_arrays(self._read(values)[1], schema=self.columns)
+        return pa.RecordBatch.from_arrays(self._read(values), schema=self.columns)
 
-    def _read(self, values: list[bytes]) -> tuple[pa.RecordBatch, list[pa.Array]]:
-        raw = wire.read(values, self._json)
-        columns = raw.columns[2:]
-        return raw, [
+    def _read(self, values: pa.BinaryArray) -> list[pa.Array]:
+        columns = wire.read(values.to_pylist(), self._json).columns[2:]
+        return [
             column if as_read else wire.as_declared(column, f.shape)
             for column, as_read, f in zip(columns, self._as_read, self.record.fields, strict=True)
         ]
@@ -82,7 +83,7 @@ class Writer:
 
 def sift(
     writer: Writer,
-    values: list[bytes],
+    values: pa.BinaryArray,
     payloads: frame.Payloads,
     rows: Positions,
     bad: dict[int, BadRow],
@@ -95,13 +96,13 @@ def sift(
     if len(rows) < len(payloads.offsets) - 1:
         # alone, this schema's rows may well be in order
         try:
-            return writer.read_whole(values, int(lengths.sum())), rows
+            return writer.read_whole(values), rows
         except wire.Malformed:
             pass
     starts = payloads.offsets[:-1][rows]
     found, undecided = find_faults(payloads.data, starts + frame.SIZE, starts + lengths, writer.record)
     for i in undecided.tolist():
-        why = writer.explain(values[i])
+        why = writer.explain(values[i].as_py())
         if why:
             found[i] = why
     batches: list[pa.RecordBatch] = []
@@ -114,7 +115,7 @@ def sift(
 
 def _halve(
     writer: Writer,
-    values: list[bytes],
+    values: pa.BinaryArray,
     rows: Positions,
     bad: dict[int, BadRow],
     out: list[pa.RecordBatch],
@@ -123,10 +124,10 @@ def _halve(
     if not len(rows):
         return
     try:
-        batch = writer.read([values[i] for i in rows.tolist()])
+        batch = writer.read(values.take(pa.array(rows)))
     except wire.Malformed as error:
         if len(rows) == 1:
-            bad[int(rows[0])] = writer.explain(values[rows[0]]) or BadRow(MALFORMED, f"{error}.")
+            bad[int(rows[0])] = writer.explain(values[rows[0]].as_py()) or BadRow(MALFORMED, f"{error}.")
             return
         for half in np.array_split(rows, 2):
             _halve(writer, values, half, bad, out)
@@ -139,7 +140,9 @@ def _halve(
             bad[int(rows[i])] = BadRow("invalid utf-8", f"field {name!r} is not UTF-8.")
         _halve(writer, values, np.delete(rows, list(spoiled)), bad, out)
     elif len(rows) == 1:
-        bad[int(rows[0])] = writer.explain(values[rows[0]]) or BadRow("invalid utf-8", "a nested text is not UTF-8.")
+        bad[int(rows[0])] = writer.explain(values[rows[0]].as_py()) or BadRow(
+            "invalid utf-8", "a nested text is not UTF-8."
+        )
     else:
         for half in np.array_split(rows, 2):
             _halve(writer, values, half, bad, out)

@@ -77,7 +77,8 @@ class ControlCodec:
 
     def encode(self, message: ControlMessage) -> bytes:
         rows = pa.RecordBatch.from_pylist([{**message.model_dump(), "time": message.time.astimezone(UTC)}], _SCHEMA)
-        return self._encoder.encode(rows)[0]
+        (value,) = self._encoder.encode(rows).to_pylist()
+        return value  # type: ignore[no-any-return]
 
     def decode(self, value: bytes) -> ControlMessage:
         """Raises ``ModelError`` when the bytes are no control message."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from penstock.windows.jit import INTS, compiled
+from penstock.jit import INTS, compiled
 
 _FLOATS_2D = types.Array(types.float64, 2, "C", readonly=True)
 HUGE = 1e140

@@ -1,6 +1,5 @@
-"""Kafka through librdkafka: the only module on the hot path that knows confluent_kafka. One static member of a classic
-cooperative group and one transactional producer per worker slot, so that a restarted slot has its partitions back at
-once.
+"""Kafka through librdkafka. One static member of a classic cooperative group and one transactional producer per worker
+slot, so that a restarted slot has its partitions back at once.
 
 Every rebalance happens inside ``poll``. A rebalance may fire while rows are already in hand, and the broker's fencing
 checks the generation, not the ownership, so rows of a partition that was revoked during a poll are thrown away here.
@@ -9,22 +8,18 @@ checks the generation, not the ownership, so rows of a partition that was revoke
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 
-from confluent_kafka import (
-    OFFSET_INVALID,
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    Producer,
-    TopicPartition,
-)
+import numpy as np
+import pyarrow as pa
 
-from penstock.records import NO_TIME, Header, Key, Partition
+from penstock.records import NO_TIME, Header, Partition, Values, column
 from penstock.settings import Settings
 from penstock.telemetry import STALE_ROWS
-from penstock.transport.messages import by_topic
+from penstock.transport import librdkafka
+from penstock.transport.clients import Consumer, Producer
+from penstock.transport.librdkafka import KafkaFault, Place
+from penstock.transport.messages import Survey, messages
 from penstock.transport.protocol import Fenced, Placement, Polled, Position, Refusal, TransactionAborted
 
 log = logging.getLogger(__name__)
@@ -50,15 +45,40 @@ PRODUCER = {
     "acks": "all",
 }
 PATIENCE_S = 10.0
+MOST_WAITING = 500_000
+"""Rows that may lie in the client's queue before more are handed to it; it takes twice as many, so it refuses none."""
 _ROW_FAULTS = {
-    KafkaError.MSG_SIZE_TOO_LARGE,
-    KafkaError.RECORD_LIST_TOO_LARGE,
-    KafkaError.INVALID_RECORD,
-    KafkaError.INVALID_TIMESTAMP,
-    KafkaError.INVALID_MSG,
+    librdkafka.MSG_SIZE_TOO_LARGE,
+    librdkafka.RECORD_LIST_TOO_LARGE,
+    librdkafka.INVALID_RECORD,
+    librdkafka.INVALID_TIMESTAMP,
+    librdkafka.INVALID_MSG,
 }
 """What a row itself can be guilty of; every other failed delivery is a fault of the way, and is sent again."""
-_FATAL = {KafkaError._FATAL, KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID, KafkaError.INVALID_PRODUCER_EPOCH}
+_FATAL = {
+    librdkafka.FATAL,
+    librdkafka.FENCED,
+    librdkafka.FENCED_INSTANCE_ID,
+    librdkafka.INVALID_PRODUCER_EPOCH,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """What a row carries through the client, so that a report of its failure names it: the transaction (the last eight
+    bits of its number), the send and the row."""
+
+    transaction: int
+    send: int
+    row: int
+
+    @property
+    def number(self) -> int:
+        return (self.transaction & 0x7F) << 56 | self.send << 32 | self.row
+
+    @staticmethod
+    def read(number: int) -> "_Mark":
+        return _Mark(number >> 56, number >> 32 & 0xFFFFFF, number & 0xFFFFFFFF)
 
 
 class KafkaTransport:
@@ -70,236 +90,238 @@ class KafkaTransport:
 
     def __init__(self, settings: Settings, group: str, stage: str, max_message_bytes: int = 1_100_000) -> None:
         slot = f"{group}.{settings.slot}"
-        client = {**settings.kafka(), "client.id": slot, "error_cb": self._on_error, "logger": log}
+        client = {**settings.kafka(), "client.id": slot}
         self._stage, self._group = stage, group
         self._exactly_once = settings.guarantee == "exactly_once"
-        self._sends: list[tuple[str, Sequence[bytes | None], bool]] = []
+        self._alone: list[bool] = []
+        self._transaction = 0
         self._refused: list[Refusal] = []
-        self._failed: list[tuple[str, bytes | None, str]] = []
+        self._failed: list[Refusal] = []
         self._unsent: str | None = None
         self._open = self._closed = False
         self._placement: Placement | None = None
-        self._only: str | None = None
         self._starts: dict[Partition, int] = {}
         self._revoked: set[Partition] = set()
         self._trouble: BaseException | None = None
-        producer = {**client, **PRODUCER, "message.max.bytes": max_message_bytes, "on_delivery": self._on_delivery}
+        producer = {**client, **PRODUCER, "message.max.bytes": max_message_bytes}
         if self._exactly_once:
             producer |= {"transactional.id": slot, "transaction.timeout.ms": settings.transaction_timeout_ms}
         else:
             producer |= {"enable.idempotence": True}
-        self._producer = Producer(producer)
-        if self._exactly_once:
-            self._insist(lambda: self._producer.init_transactions(30.0), "init_transactions")
-        self._consumer = Consumer(
-            {
-                **client,
-                **CONSUMER,
-                "group.id": group,
-                "group.instance.id": slot,
-                "partition.assignment.strategy": "cooperative-sticky",
-                "session.timeout.ms": settings.session_timeout_ms,
-                "heartbeat.interval.ms": max(500, settings.session_timeout_ms // 4),
-            }
-        )
+        self._producer = Producer(producer, self._on_error, self._on_failed)
+        try:
+            if self._exactly_once:
+                self._insist(lambda: self._producer.init_transactions(30.0), "init_transactions")
+            self._consumer = Consumer(
+                {
+                    **client,
+                    **CONSUMER,
+                    "group.id": group,
+                    "group.instance.id": slot,
+                    "partition.assignment.strategy": "cooperative-sticky",
+                    "session.timeout.ms": settings.session_timeout_ms,
+                    "heartbeat.interval.ms": max(500, settings.session_timeout_ms // 4),
+                },
+                self._on_error,
+                self._on_rebalance,
+            )
+        except BaseException:
+            self._producer.close()
+            raise
 
     def subscribe(self, topics: Sequence[str], placement: Placement) -> None:
         self._placement = placement
-        self._only = topics[0] if len(topics) == 1 else None
-        self._consumer.subscribe(
-            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
+        self._consumer.subscribe(topics)
 
-    def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
-        if self._closed:
-            return
+    def _on_rebalance(self, assigned: bool, places: list[Place], lost: bool) -> None:
         # an exception must not be lost inside librdkafka's callback: keep it for poll
         try:
-            assert self._placement is not None
-            starts = self._placement.assigned(self.committed([Partition(p.topic, p.partition) for p in assigned]))
-            self._starts.update(starts)
-            consumer.incremental_assign([TopicPartition(p.topic, p.number, at) for p, at in starts.items()])
+            (self._take_on if assigned else self._take_away)(places, lost)
         except BaseException as error:  # noqa: BLE001  # re-raised by poll
             self._trouble = error
 
-    def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
-        self._take_away(consumer, revoked, lost=False)
+    def _take_on(self, places: list[Place], _: bool) -> None:
+        assert self._placement is not None
+        starts = self._placement.assigned(self.committed([Partition(p.topic, p.partition) for p in places]))
+        self._starts.update(starts)
+        self._consumer.assign(Place(p.topic, p.number, at) for p, at in starts.items())
 
-    def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
-        self._take_away(consumer, lost, lost=True)
-
-    def _take_away(self, consumer: Consumer, gone: list[TopicPartition], *, lost: bool) -> None:
-        if self._closed:  # an unassign from inside close() waits for itself; the client does its own
-            return
-        partitions = [Partition(p.topic, p.partition) for p in gone]
+    def _take_away(self, places: list[Place], lost: bool) -> None:
+        partitions = [Partition(p.topic, p.partition) for p in places]
         self._revoked.update(partitions)
         try:
             assert self._placement is not None
             (self._placement.lost if lost else self._placement.revoked)(partitions)
-        except BaseException as error:  # noqa: BLE001  # re-raised by poll
-            self._trouble = error
-        for partition in partitions:
-            self._starts.pop(partition, None)
-        consumer.incremental_unassign(gone)
+        finally:
+            for partition in partitions:
+                self._starts.pop(partition, None)
+            self._consumer.unassign(places)
 
-    def _on_error(self, error: KafkaError) -> None:
-        log.warning("kafka client: %s", error.str(), extra={"code": error.name()})
+    def _on_error(self, code: int, why: str) -> None:
+        log.warning("kafka client: %s", why, extra={"code": librdkafka.name_of(code)})
 
-    def _on_delivery(self, error: KafkaError, message: Message) -> None:
-        if error.code() in _ROW_FAULTS:
-            self._failed.append((message.topic(), message.value(), error.str()))
+    def _on_failed(self, code: int, number: int) -> None:
+        mark = _Mark.read(number)
+        if mark.transaction != self._transaction & 0x7F:  # of an aborted transaction, whose rows were sent again
+            return
+        why = str(KafkaFault(code))
+        if code in _ROW_FAULTS:
+            self._failed.append(Refusal(mark.send, mark.row, why))
+        else:
+            self._unsent = why
 
     def poll(self, max_rows: int, wait_s: float) -> Polled:
         self._revoked.clear()
         try:
-            messages = self._consumer.consume(1, wait_s)
-            if messages and max_rows > 1:
-                messages += self._consumer.consume(max_rows - 1, 0)
-        except KafkaException as raised:
-            self._raise_fatal(raised.args[0])
-            log.warning("poll failed and is tried again: %s", raised.args[0].str())
-            messages = []
-        if self._trouble is not None:
-            trouble, self._trouble = self._trouble, None
-            raise trouble
-        errors = list(map(Message.error, messages))
-        ends: dict[Partition, int] = {}
-        if any(errors):
-            for message, error in zip(messages, errors, strict=True):
-                if error is None:
+            found = self._consumer.consume(max_rows, wait_s)
+        except KafkaFault as fault:
+            self._raise_fatal(fault.code, str(fault))
+            log.warning("poll failed and is tried again: %s", fault)
+            found = np.empty(0, np.uint64)
+        survey = Survey.of(found)
+        try:
+            if self._trouble is not None:
+                trouble, self._trouble = self._trouble, None
+                raise trouble
+            ends: dict[Partition, int] = {}
+            for code, topic, number, offset in survey.faults():
+                if code == librdkafka.PARTITION_EOF:
+                    ends[Partition(topic, number)] = offset
                     continue
-                if error.code() == KafkaError._PARTITION_EOF:
-                    ends[Partition(message.topic(), message.partition())] = message.offset()
-                    continue
-                self._raise_fatal(error)
-                log.warning("consumer: %s", error.str(), extra={"topic": message.topic()})
-            messages = [m for m, error in zip(messages, errors, strict=True) if error is None]
+                why = str(KafkaFault(code))
+                self._raise_fatal(code, why)
+                log.warning("consumer: %s", why, extra={"topic": topic})
+            records = survey.records()
+        finally:
+            survey.close()
         if self._revoked:
-            messages = self._without_stale(messages)
-        return Polled(by_topic(messages, self._only), ends)
+            stale = {topic: {p.number for p in self._revoked if p.topic == topic} for topic, _ in self._revoked}
+            fresh = [rows.without(stale.get(rows.topic, set())) for rows in records]
+            STALE_ROWS.labels(self._stage).inc(sum(map(len, records)) - sum(map(len, fresh)))
+            records = [rows for rows in fresh if len(rows)]
+            ends = {partition: end for partition, end in ends.items() if partition not in self._revoked}
+            for partition in self._revoked & self._starts.keys():  # taken and given back within one poll: read it again
+                self._consumer.seek(Place(partition.topic, partition.number, self._starts[partition]))
+        return Polled(records, ends)
 
-    def _without_stale(self, messages: list[Message]) -> list[Message]:
-        fresh = [m for m in messages if Partition(m.topic(), m.partition()) not in self._revoked]
-        STALE_ROWS.labels(self._stage).inc(len(messages) - len(fresh))
-        for partition in self._revoked & self._starts.keys():  # taken and given back within one poll: read it again
-            self._consumer.seek(TopicPartition(partition.topic, partition.number, self._starts[partition]))
-        return fresh
-
-    def _raise_fatal(self, error: KafkaError) -> None:
-        if error.fatal() or error.code() in _FATAL:
-            raise Fenced(f"slot {self._group}: {error.str()}. Another worker holds the slot, or the broker forgot it")
-        if error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
-            raise PermissionError(
-                f"{self._group}: {error.str()}. Grant this user read and write on the pipeline's topics"
-            )
+    def _raise_fatal(self, code: int, why: str) -> None:
+        if code in _FATAL:
+            fatal = self._consumer.fatal_error()
+            raise Fenced(f"slot {self._group}: {fatal or why}. Another worker holds the slot, or the broker forgot it")
+        if code in (librdkafka.TOPIC_AUTHORIZATION_FAILED, librdkafka.GROUP_AUTHORIZATION_FAILED):
+            raise PermissionError(f"{self._group}: {why}. Grant this user read and write on the pipeline's topics")
 
     def send(
         self,
         topic: str,
-        keys: Sequence[Key],
-        values: Sequence[bytes | None],
+        keys: Values,
+        values: Values,
         headers: Sequence[list[Header]] | None = None,
         *,
         alone: bool = False,
     ) -> None:
         if self._exactly_once and not self._open:
-            self._producer.begin_transaction()
+            self._producer.begin()
         self._open = True
-        number = len(self._sends)
-        self._sends.append((topic, values, alone))
-        produce = self._producer.produce
-        if headers is None and not alone:  # the hot path: half of a worker's time may be spent in this loop
-            for row, key, value in zip(range(len(values)), keys, values, strict=True):
-                try:
-                    produce(topic, value, key)
-                except BufferError:
-                    self._make_room(partial(produce, topic, value, key))
-                except KafkaException as error:
-                    self._refuse(number, row, error)
+        send = len(self._alone)
+        self._alone.append(alone)
+        keys, values = column(keys), column(values)
+        if headers is None and not alone:
+            self._send_together(topic, keys, values, send)
         else:
-            for row, (key, value) in enumerate(zip(keys, values, strict=True)):
-                try:
-                    self._make_room(partial(produce, topic, value, key, headers=headers[row] if headers else None))
-                except KafkaException as error:
-                    self._refuse(number, row, error)
-                if alone:
-                    self._producer.flush()
-        self._producer.poll(0)
+            self._send_one_by_one(topic, keys, values, headers, send, alone)
+        self._producer.poll()
 
-    def _make_room(self, produce: Callable[[], None]) -> None:
-        while True:
+    def _send_together(self, topic: str, keys: "pa.Array", values: "pa.Array", send: int) -> None:
+        rows = messages(keys, values, _Mark(self._transaction, send, 0).number)
+        self._make_room(len(rows))
+        if self._producer.produce(topic, rows) < len(rows):
+            for row in np.flatnonzero(rows["err"]).tolist():
+                self._refuse(send, row, int(rows["err"][row]))
+
+    def _send_one_by_one(
+        self,
+        topic: str,
+        keys: "pa.Array",
+        values: "pa.Array",
+        headers: Sequence[list[Header]] | None,
+        send: int,
+        alone: bool,
+    ) -> None:
+        for row, (key, value) in enumerate(zip(keys.to_pylist(), values.to_pylist(), strict=True)):
+            self._make_room(1)
+            mark = _Mark(self._transaction, send, row).number
             try:
-                return produce()
-            except BufferError:
-                self._producer.poll(0.05)
+                self._producer.produce_one(topic, key, value, headers[row] if headers else [], mark)
+            except KafkaFault as fault:
+                self._refuse(send, row, fault.code)
+            if alone:
+                self._producer.flush(PATIENCE_S)
 
-    def _refuse(self, send: int, row: int, raised: KafkaException) -> None:
-        error = raised.args[0]
-        if error.fatal():
-            raise Fenced(f"slot {self._group}: {error.str()}")
-        if error.code() in _ROW_FAULTS:
-            self._refused.append(Refusal(send, row, error.str()))
+    def _make_room(self, rows: int) -> None:
+        while (waiting := self._producer.waiting) and waiting + rows > MOST_WAITING:
+            self._producer.poll(0.005)
+
+    def _refuse(self, send: int, row: int, code: int) -> None:
+        why = str(KafkaFault(code))
+        if code == librdkafka.FATAL:
+            raise Fenced(f"slot {self._group}: {self._producer.fatal_error() or why}")
+        if code in _ROW_FAULTS:
+            self._refused.append(Refusal(send, row, why))
         else:  # the transaction has failed already: this row is not to blame, and goes again with the others
-            self._unsent = error.str()
+            self._unsent = why
 
     def commit(self, positions: Mapping[Partition, Position]) -> None:
-        offsets = [
-            TopicPartition(partition.topic, partition.number, at.offset, str(at.watermark))
-            for partition, at in positions.items()
-        ]
+        places = [Place(p.topic, p.number, at.offset, str(at.watermark)) for p, at in positions.items()]
         if self._refused or self._unsent is not None:
             self._producer.flush(PATIENCE_S)
             why = self._unsent or "rows were refused by the client"
             raise TransactionAborted(why, [*self._refused, *self._named()])
         try:
             if not self._exactly_once:
-                self._producer.flush()
-                if self._failed:
-                    raise TransactionAborted("rows were refused", self._named())
-                if offsets:
-                    self._consumer.commit(offsets=offsets, asynchronous=False)
+                while not self._producer.flush(PATIENCE_S):
+                    log.warning("%d rows are not delivered yet", self._producer.waiting)
+                if self._failed or self._unsent is not None:
+                    raise TransactionAborted(self._unsent or "rows were refused", self._named())
+                if places:
+                    self._consumer.commit(places)
             else:
                 if not self._open:
-                    self._producer.begin_transaction()
+                    self._producer.begin()
                     self._open = True
-                if offsets:
-                    group = self._consumer.consumer_group_metadata()
-                    self._insist(
-                        lambda: self._producer.send_offsets_to_transaction(offsets, group, PATIENCE_S), "send offsets"
-                    )
-                self._insist(lambda: self._producer.commit_transaction(PATIENCE_S), "commit")
-        except KafkaException as raised:
-            error = raised.args[0]
-            if not self._exactly_once or error.txn_requires_abort():
+                if places:
+                    with self._consumer.group_metadata() as group:
+                        self._insist(lambda: self._producer.send_offsets(places, group, PATIENCE_S), "send offsets")
+                self._insist(lambda: self._producer.commit(PATIENCE_S), "commit")
+        except KafkaFault as fault:
+            if not self._exactly_once or fault.abortable:
                 self._producer.flush(PATIENCE_S)  # the reports that name the rows may still be on their way
-                raise TransactionAborted(error.str(), self._named()) from raised
-            raise Fenced(f"slot {self._group}: {error.str()}") from raised
+                raise TransactionAborted(str(fault), self._named()) from fault
+            raise Fenced(f"slot {self._group}: {fault}") from fault
         self._forget()
 
     def abort(self) -> None:
-        if self._open and self._exactly_once:
-            try:
-                self._insist(lambda: self._producer.abort_transaction(PATIENCE_S), "abort")
-            except KafkaException as raised:
-                raise Fenced(f"slot {self._group}: {raised.args[0].str()}") from raised
-            self._producer.flush(PATIENCE_S)  # reports of this transaction must not be taken for the next one's
+        opened, self._open = self._open, False
         self._forget()
+        if opened and self._exactly_once:
+            try:
+                self._insist(lambda: self._producer.abort(PATIENCE_S), "abort")
+            except KafkaFault as fault:
+                raise Fenced(f"slot {self._group}: {fault}") from fault
 
     def _forget(self) -> None:
         self._open = False
-        self._sends, self._refused, self._failed, self._unsent = [], [], [], None
+        self._transaction += 1
+        self._alone, self._refused, self._failed, self._unsent = [], [], [], None
 
     def _named(self) -> list[Refusal]:
-        """The rows behind the delivery reports: rare, so they are searched for. When the broker refuses one row of a
-        request, all of the request's rows fail; among rows that were sent alone only the first failure counts, for it
-        brings down those after it."""
-        named = []
-        for topic, value, message in self._failed:
-            for number, (sent_to, values, alone) in enumerate(self._sends):
-                if sent_to == topic:
-                    named += [Refusal(number, row, message) for row, sent in enumerate(values) if sent == value]
-                    if alone and named:
-                        return named
+        """The rows of the failed deliveries. When the broker refuses one row of a request, all of the request's rows
+        fail; among rows that were sent alone only the first failure counts, for it brings down those after it."""
+        named: list[Refusal] = []
+        for refusal in self._failed:
+            named.append(refusal)
+            if self._alone[refusal.send]:
+                break
         return sorted(set(named))
 
     def _insist(self, call: Callable[[], None], what: str) -> None:
@@ -307,23 +329,22 @@ class KafkaTransport:
         while True:
             try:
                 return call()
-            except KafkaException as raised:
-                error = raised.args[0]
-                if not error.retriable():
-                    if error.fatal() or error.code() in _FATAL:
-                        raise Fenced(f"slot {self._group}: {what}: {error.str()}") from raised
+            except KafkaFault as fault:
+                if not fault.retriable:
+                    if fault.fatal or fault.code in _FATAL:
+                        raise Fenced(f"slot {self._group}: {what}: {fault}") from fault
                     raise
-                log.warning("%s is tried again: %s", what, error.str())
+                log.warning("%s is tried again: %s", what, fault)
                 time.sleep(0.01)
 
     def pause(self, partitions: Iterable[Partition]) -> None:
-        self._consumer.pause([TopicPartition(p.topic, p.number) for p in partitions])
+        self._consumer.pause(Place(p.topic, p.number) for p in partitions)
 
     def resume(self, partitions: Iterable[Partition]) -> None:
-        self._consumer.resume([TopicPartition(p.topic, p.number) for p in partitions])
+        self._consumer.resume(Place(p.topic, p.number) for p in partitions)
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, Position | None]:
-        found = self._consumer.committed([TopicPartition(p.topic, p.number) for p in partitions], timeout=30)
+        found = self._consumer.committed((Place(p.topic, p.number) for p in partitions), 30.0)
         return {
             Partition(at.topic, at.partition): None
             if at.offset < 0
@@ -332,40 +353,26 @@ class KafkaTransport:
         }
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
-        low, high = self._consumer.get_watermark_offsets(TopicPartition(partition.topic, partition.number), timeout=30)
-        return low, high
+        return self._consumer.bounds(partition.topic, partition.number, 30.0)
 
     def high(self, partition: Partition) -> int | None:
-        _, high = self._consumer.get_watermark_offsets(TopicPartition(partition.topic, partition.number), cached=True)
-        return None if high < 0 else high
+        return self._consumer.known_high(partition.topic, partition.number)
 
     def offset_at(self, partition: Partition, timestamp: int) -> int:
-        (found,) = self._consumer.offsets_for_times(
-            [TopicPartition(partition.topic, partition.number, max(0, timestamp))], timeout=30
-        )
-        if found.error is not None:
-            raise KafkaException(found.error)
-        return self.bounds(partition)[1] if found.offset in (-1, OFFSET_INVALID) else found.offset
+        found = self._consumer.offset_at(partition.topic, partition.number, max(0, timestamp), 30.0)
+        return self.bounds(partition)[1] if found < 0 else found
 
     def partitions(self, topic: str) -> int:
-        metadata = self._consumer.list_topics(topic, timeout=30).topics[topic]
-        if metadata.error is not None:
-            raise KafkaException(metadata.error)
-        return len(metadata.partitions)
+        return self._consumer.partitions(topic, 30.0)
 
     def close(self) -> None:
-        """Keeps the membership: a static member that comes back within the session has its partitions at once. Must be
-        called: a client that is left to the garbage collector blocks the interpreter in its destructor.
-        """
+        """Keeps the membership: a static member that comes back within the session has its partitions at once."""
         if self._closed:
             return
-        # an assignment that arrives only inside close() would wait for itself there: let it come in first
-        if self._placement is not None:
-            self._consumer.consume(1, 0.0)
         self._closed = True
-        if self._open and self._exactly_once:
-            try:
-                self.abort()
-            except Fenced as error:  # the newer holder's init_transactions has aborted it already
-                log.warning("%s", error)
+        try:
+            self.abort()
+        except Fenced as error:  # the newer holder's init_transactions has aborted it already
+            log.warning("%s", error)
         self._consumer.close()
+        self._producer.close()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from penstock.records import Header, Key, Partition, Records
+from penstock.records import Header, Key, Partition, Records, Values, column
 from penstock.transport.protocol import Fenced, Placement, Polled, Position, Refusal, TransactionAborted
 
 
@@ -107,7 +107,7 @@ class MemoryTransport:
         self._placement: Placement | None = None
         self._at: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
-        self._sends: list[tuple[str, Sequence[Key], Sequence[bytes | None], Sequence[list[Header]] | None]] = []
+        self._sends: list[tuple[str, list[bytes | None], list[bytes | None], Sequence[list[Header]] | None]] = []
         self._slot = f"{group}.{slot}"
         before = broker.slots.get(self._slot)
         if before is not None:
@@ -158,13 +158,13 @@ class MemoryTransport:
     def send(
         self,
         topic: str,
-        keys: Sequence[Key],
-        values: Sequence[bytes | None],
+        keys: Values,
+        values: Values,
         headers: Sequence[list[Header]] | None = None,
         *,
         alone: bool = False,
     ) -> None:
-        self._sends.append((topic, keys, values, headers))
+        self._sends.append((topic, column(keys).to_pylist(), column(values).to_pylist(), headers))
 
     def commit(self, positions: Mapping[Partition, Position]) -> None:
         if self.broker.slots.get(self._slot) is not self:
@@ -178,8 +178,7 @@ class MemoryTransport:
         refused = []
         for number, (topic, keys, values, headers) in enumerate(self._sends):
             for row, (key, value) in enumerate(zip(keys, values, strict=True)):
-                raw = key.encode() if isinstance(key, str) else key
-                why = self.broker.refuses(topic, Row(raw, value, headers[row] if headers else [], 0))
+                why = self.broker.refuses(topic, Row(key, value, headers[row] if headers else [], 0))
                 if why is not None:
                     refused.append(Refusal(number, row, why))
         if refused:
@@ -234,8 +233,8 @@ class MemoryTransport:
 def _records(topic: str, rows: list[tuple[int, int, Row]]) -> Records:
     return Records(
         topic,
-        [row.value for _, _, row in rows],
-        [row.key for _, _, row in rows],
+        column([row.value for _, _, row in rows]),
+        column([row.key for _, _, row in rows]),
         np.array([number for number, _, _ in rows], np.int32),
         np.array([offset for _, offset, _ in rows], np.int64),
         np.array([row.timestamp for _, _, row in rows], np.int64),

@@ -1,5 +1,5 @@
 """What the loop needs of a log with consumer groups and transactions. Kafka and an in-memory broker implement it and
-pass one conformance suite; a client that hands over Arrow buffers can be a third.
+pass one conformance suite.
 
 Assignments are announced inside ``poll``, on the caller's thread, through the ``Placement`` given to ``subscribe``.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from penstock.records import NO_TIME, Header, Key, Partition, Records
+from penstock.records import NO_TIME, Header, Partition, Records, Values
 
 
 class Position(NamedTuple):
@@ -77,14 +77,15 @@ class Transport(Protocol):
     def send(
         self,
         topic: str,
-        keys: Sequence[Key],
-        values: Sequence[bytes | None],
+        keys: Values,
+        values: Values,
         headers: Sequence[list[Header]] | None = None,
         *,
         alone: bool = False,
     ) -> None:
-        """Adds rows to the transaction, opening one if none is. Sends are numbered from 0 in each transaction.
-        ``alone``: each row in a request of its own, so that a refusal names it and not its neighbours.
+        """Adds rows to the transaction, opening one if none is. ``keys``, ``values``: binary[n] or string[n], null for
+        none. Sends are numbered from 0 in each transaction. ``alone``: each row in a request of its own, so that a
+        refusal names it and not its neighbours.
         """
 
     def commit(self, positions: Mapping[Partition, Position]) -> None:

@@ -7,13 +7,13 @@ cache or are folded afresh: results have the same bits however batches were cut 
 from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from penstock.windows.jit import BOOLS, FLOATS, INTS, compiled, inlined
+from penstock.jit import BOOLS, FLOATS, INTS, compiled, inlined
 from penstock.windows.layout import BITS, CACHED, HEAD, NO_TILE
 
 Ints = NDArray[np.int64]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numba import types
 from numpy.typing import NDArray
 
-from penstock.windows.jit import BOOLS, INTS, compiled
+from penstock.jit import BOOLS, INTS, compiled
 
 Number = TypeVar("Number", bound=np.generic)
 

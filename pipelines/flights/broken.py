@@ -37,7 +37,8 @@ class Breaker:
 
     def avro(self, row: Row, **changes: Any) -> bytes:
         rows = pa.RecordBatch.from_pylist([{**row, **changes}], schema=self._columns)
-        return self._encoder.encode(rows)[0]
+        (value,) = self._encoder.encode(rows).to_pylist()
+        return value  # type: ignore[no-any-return]
 
 
 def json(row: Row, **changes: Any) -> bytes:

@@ -134,7 +134,7 @@ class Replay:
                 continue
             # the rows of one kind are contiguous in their own table, because both are in order of time
             rows = table.slice(int(row[at[0]]), len(at))
-            values = self._encode[kind](rows)
+            values = self._encode[kind](rows).to_pylist()
             if kind == _DEPARTURE:
                 as_json = np.flatnonzero(row[at] % JSON_EVERY == JSON_EVERY - 1)
                 for i, plain in zip(as_json.tolist(), self._plain.take(row[at][as_json]).to_pylist(), strict=True):

@@ -57,8 +57,7 @@ def fill(
     for name in (topic, labels_topic):
         if name is not None:
             _make(kafka, name, partitions)
-    encode = AvroEncoder(schema("event"), schema_ids[0]).encode if form == "avro" else as_json
-    encode_label = AvroEncoder(schema("label"), schema_ids[1]).encode
+    event, label = AvroEncoder(schema("event"), schema_ids[0]), AvroEncoder(schema("label"), schema_ids[1])
     refused: list[KafkaError] = []
     producer = Producer(
         {
@@ -80,12 +79,12 @@ def fill(
     total = frauds = 0
     for start in range(0, n, size):
         made = generate(min(size, n - start), start, rng, fraud_rate, first_ms, step)
-        values = encode(made.events)
+        values = event.encode(made.events).to_pylist() if form == "avro" else as_json(made.events)
         if rate is not None:
             time.sleep(max(0.0, began + start / rate - time.perf_counter()))
         _send(producer, topic, made.events["card_id"].to_pylist(), values)
         if labels_topic is not None:
-            _send(producer, labels_topic, made.labels["event_id"].to_pylist(), encode_label(made.labels))
+            _send(producer, labels_topic, made.labels["event_id"].to_pylist(), label.encode(made.labels).to_pylist())
         total += sum(map(len, values))
         frauds += pc.sum(made.labels["fraud"]).as_py()
         if refused:

@@ -83,7 +83,7 @@ def training_set(plan: Plan, events: int) -> pa.Table:
     """The features of ``events`` transactions with ``fraud``, by event time."""
     # the step makes them cover a day, so that every window fills
     made = generate(events, 0, np.random.default_rng(SEED), FRAUD_RATE, step_ms=86_400_000 / events)
-    values = AvroEncoder(plan.event.avro, plan.event.id).encode(made.events)
+    values = AvroEncoder(plan.event.avro, plan.event.id).encode(made.events).to_pylist()
     computed = training_rows(plan, zip(made.events["card_id"].to_pylist(), values, strict=True))
     labels = pa.table({"event_id": made.labels["event_id"], "fraud": made.labels["fraud"].cast(pa.int8())})
     joined = computed.rows.join(labels, envelope.EVENT_ID, "event_id", "inner")

@@ -15,28 +15,37 @@ ROOT = Path(__file__).parents[2]
 SERVICES = {"penstock_ingest", "penstock_features", "penstock_inference", "penstock_monitor"}
 
 KAFKA_CLIENT = {
-    "penstock.transport.kafka",  # the only ones on the way of a batch
-    "penstock.transport.messages",
+    "penstock.transport.librdkafka",  # the only one on the way of a batch
     "penstock.topics",  # makes and checks topics
     "penstock.schemas.registry",  # the registry's client
     "penstock.models.control_topic",  # reads and writes NAME.control, beside the loop
     "penstock.local",  # is a broker up?
     "penstock.cli",
-    "penstock.dead",  # what people do with dead letters
-    "penstock_features.feast_writer",
     "penstock_monitor.committed",
     "pipelines.flights.replay",  # a producer, as users write one
     "pipelines.fraud.load",
 }
 """Who may import confluent_kafka: modules, or packages with all that is in them."""
 
-FEAST = {"penstock.feast", "penstock.checks.stock_feast", "penstock_features.feast_writer", "pipelines"}
+FEAST = {"penstock.feast", "penstock.checks.stock_feast", "pipelines"}
 """Who may import feast; workers on an event's way never do, nor what they import."""
+
+COMPILED = {
+    "penstock.jit",
+    "penstock.windows",
+    "penstock.profiles",
+    "penstock.codec",
+    "penstock.transport",
+    "penstock_features",
+    "penstock_monitor",
+}
+"""Who may have compiled kernels."""
 
 HEAVY = {
     "onnxruntime": {"penstock_inference", "pipelines"},
     "faust": {"penstock_monitor"},
-    "numba": {"penstock.windows", "penstock.profiles", "penstock_features", "penstock_monitor"},
+    "numba": COMPILED,
+    "llvmlite": COMPILED,
     "lightgbm": {"pipelines"},
     "sklearn": {"pipelines"},
     "jgo": {"penstock.local"},
@@ -108,6 +117,11 @@ def offences(module: str, packages: set[str]) -> list[str]:
 def test_there_are_modules_of_every_package() -> None:
     assert {name.partition(".")[0] for name in modules()} >= {"penstock", "pipelines", *SERVICES}
     assert len(modules()) > 80
+
+
+def test_every_module_that_is_listed_exists() -> None:
+    listed = KAFKA_CLIENT.union(FEAST, *HEAVY.values(), WORKERS)
+    assert [name for name in sorted(listed) if not any(within(module, {name}) for module in modules())] == []
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))

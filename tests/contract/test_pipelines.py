@@ -104,15 +104,15 @@ def mutates(batch: Batch, result: Result) -> Result:
 
 
 def counts_the_batch(batch: Batch, result: Result) -> Result:
-    return changed(result, lambda output: replace(output, keys=[str(len(batch))] * len(output.keys)))
+    return changed(result, lambda output: replace(output, keys=pa.repeat(str(len(batch)), len(output.keys))))
 
 
 def turns_around(batch: Batch, result: Result) -> Result:
     back = np.arange(len(batch))[::-1]
 
     def turn(output: Output) -> Output:
-        rows = output.rows.take(pa.array(back))
-        return replace(output, keys=[output.keys[i] for i in back], rows=rows, source=output.source[back])
+        keys, rows = output.keys.take(pa.array(back)), output.rows.take(pa.array(back))
+        return replace(output, keys=keys, rows=rows, source=output.source[back])
 
     return changed(result, turn)
 

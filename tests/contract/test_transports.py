@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +46,7 @@ def drain(transport: Transport, expected: int, seconds: float = 20.0) -> list[tu
     deadline = time.monotonic() + seconds
     while len(rows) < expected and time.monotonic() < deadline:
         for records in transport.poll(1000, 0.05).records:
-            rows += zip(records.partition.tolist(), records.offset.tolist(), records.values, strict=True)
+            rows += zip(records.partition.tolist(), records.offset.tolist(), records.values.to_pylist(), strict=True)
     return rows
 
 
@@ -208,7 +208,7 @@ class Counting(Stage):
         self.processed += len(batch)
         self.batches.append(len(batch))
         out, source, rejects, dropped = [], [], {}, {}
-        for row, (key, value) in enumerate(zip(batch.keys, values, strict=True)):
+        for row, (key, value) in enumerate(zip(batch.keys.to_pylist(), values, strict=True)):
             if value.startswith(b"reject"):
                 rejects[row] = Reason("rejected", "the test asked for it")
             elif value.startswith(b"drop"):
@@ -219,13 +219,13 @@ class Counting(Stage):
                 out.append(b"%s=%d" % (value, counts[key or b""]))
                 source.append(row)
         rows = pa.RecordBatch.from_pydict({"value": pa.array(out, pa.binary())})
-        keys = [batch.keys[row] for row in source]
+        keys = batch.keys.take(pa.array(source, pa.int64()))
         return Result([Output(self.target, keys, rows, np.array(source, np.int32))], rejects, dropped)
 
 
-def decode(values: object) -> Decoded:
+def decode(column: pa.BinaryArray) -> Decoded:
     """Values as they are, with the row's number as its time; `bad…` cannot be decoded."""
-    values = cast(list[bytes], values)
+    values = column.to_pylist()
     good = [i for i, value in enumerate(values) if not value.startswith(b"bad")]
     rows = pa.RecordBatch.from_pydict(
         {"value": pa.array([values[i] for i in good], pa.binary()), "time": pa.array(good, pa.int64())}
@@ -244,9 +244,9 @@ class Workplace:
 
     def worker(self, stage: Stage, slot: int = 0, transport: Transport | None = None) -> Loop:
         transport = transport or self.world.transport("g", slot)
-        encoders: dict[str, Callable[[pa.RecordBatch], list[bytes]]] = {
-            self.target: lambda rows: rows.column("value").to_pylist(),
-            self.dropped: lambda rows: [str(row).encode() for row in rows.to_pylist()],
+        encoders: dict[str, Callable[[pa.RecordBatch], pa.BinaryArray]] = {
+            self.target: lambda rows: rows.column("value"),
+            self.dropped: lambda rows: pa.array([str(row).encode() for row in rows.to_pylist()]),
         }
         health = Health()
         counts = {self.source: transport.partitions(self.source)}

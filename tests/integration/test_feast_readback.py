@@ -168,7 +168,8 @@ class Shop:
             }
         )
         self.count += len(visits)
-        for (customer, _, _), encoded in zip(visits, AvroEncoder(value.avro, value.id).encode(rows), strict=True):
+        values = AvroEncoder(value.avro, value.id).encode(rows).to_pylist()
+        for (customer, _, _), encoded in zip(visits, values, strict=True):
             self.broker.append(f"{self.name}.events", customer, encoded)
         for _ in range(5):
             self.loop.step()

@@ -27,6 +27,9 @@ WORK = {
 }
 """Stage → records that must be left to read when it is killed; markers alone are fewer."""
 
+SECONDLY = {"monitor", "features.feast"}
+"""What commits once a second goes from everything to nothing at once: unread and uncommitted is its middle."""
+
 
 def kill_in_the_middle(world: World, feed: Feed, stage: str, left: int) -> None:
     """Sends until the stage was killed with at least ``left`` records unread."""
@@ -37,8 +40,7 @@ def kill_in_the_middle(world: World, feed: Feed, stage: str, left: int) -> None:
         while time.monotonic() < deadline:
             world.signal(stage, signal.SIGSTOP)
             behind = world.behind(stage)
-            # what commits once a second goes from everything to nothing at once: unread and uncommitted is its middle
-            if left <= behind < max(start, left + 1) or (stage == "monitor" and behind >= left):
+            if left <= behind < max(start, left + 1) or (stage in SECONDLY and behind >= left):
                 world.signal(stage, signal.SIGKILL)
                 world.wait_restarted(stage, before + 1)
                 return

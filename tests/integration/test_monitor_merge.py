@@ -182,7 +182,7 @@ def test_a_killed_merge_counts_every_committed_partial_once(
         while time.monotonic() < deadline:
             rows = partials(rng, dice.randrange(24 * 5), reference)
             producer.begin_transaction()
-            for row, bytes_ in zip(rows, encoder.encode(to_arrow(rows)), strict=True):
+            for row, bytes_ in zip(rows, encoder.encode(to_arrow(rows)).to_pylist(), strict=True):
                 producer.produce(topic, bytes_, row.key)
             producer.flush(10)
             if dice.random() < 0.3:

@@ -22,7 +22,7 @@ from penstock.plan import (
     ViewPlan,
     WhenPlan,
 )
-from penstock.records import Batch
+from penstock.records import Batch, column
 from penstock.windows.watermark import NO_WATERMARK, running_watermark
 
 MINUTE, HOUR = 60_000, 3_600_000
@@ -227,5 +227,5 @@ class Log:
             watermark[places] = running_watermark(times[places], newest)
             self._offset[number] = start + len(places)
             self._watermark[number] = max(newest, int(times[places].max()))
-        keys = [None if key is None else str(key).encode() for key in rows.column(self._key).to_pylist()]
+        keys = column([None if key is None else str(key).encode() for key in rows.column(self._key).to_pylist()])
         return Batch(self._topic, rows, keys, partition, offset, times, times, watermark, replay)

@@ -54,7 +54,7 @@ def test_missing_fields_take_their_defaults_and_unknown_ones_are_ignored() -> No
 
 def test_the_columns_are_those_of_the_avro_reader() -> None:
     decoded = JsonDecoder(CARD).decode(encoded(GOOD, FULL))
-    avro = AvroDecoder(CARD, lambda _: CARD).decode([*AvroEncoder(CARD, 1).encode(decoded.rows)])
+    avro = AvroDecoder(CARD, lambda _: CARD).decode(AvroEncoder(CARD, 1).encode(decoded.rows))
 
     assert avro.rows.equals(decoded.rows)
     assert avro.rows.schema == decoded.rows.schema
@@ -150,7 +150,7 @@ def mutate(value: bytes, rng: random.Random) -> bytes:
 def test_json_and_avro_are_told_apart_and_keep_their_order() -> None:
     json_decoder = JsonDecoder(CARD)
     rows = json_decoder.decode(encoded(*({**GOOD, "id": f"c{i}"} for i in range(6)))).rows
-    avro = AvroEncoder(CARD, 1).encode(rows)
+    avro = AvroEncoder(CARD, 1).encode(rows).to_pylist()
     text = encoded(*({**GOOD, "id": f"c{i}"} for i in range(6)))
     both = InputDecoder(AvroDecoder(CARD, lambda _: CARD), json_decoder)
 

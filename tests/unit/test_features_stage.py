@@ -164,8 +164,8 @@ def test_rows_go_on_under_the_next_entitys_key_and_the_last_stage_keeps_its_own(
     first, second = chain(plan(), rows, [])
     (passed,) = [out for out in first[0].outputs if out.topic == "shops.by.shop"]
     (served,) = [out for out in second[0].outputs if out.topic == "shops.features"]
-    assert list(passed.keys) == ["x", "y"]
-    assert list(served.keys) == [b"x", b"y"]
+    assert passed.keys.to_pylist() == ["x", "y"]
+    assert served.keys.to_pylist() == [b"x", b"y"]
     assert served.rows.column(LABEL_KEY).to_pylist() == ["e0", "e1"]
 
 
@@ -174,7 +174,7 @@ def test_a_null_key_has_null_features_and_no_row_of_its_view() -> None:
     first, _ = chain(plan(), rows, [])
     (view,) = [out for out in first[0].outputs if out.topic == "shops.view.customer_spend"]
     assert view.source.tolist() == [1]
-    assert list(view.keys) == [b"a"]
+    assert view.keys.to_pylist() == [b"a"]
     assert rows_of(first, "shops.by.shop")["customer_visits_1h"].to_pylist() == [None, 1, None]
 
 

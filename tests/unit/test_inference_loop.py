@@ -30,7 +30,8 @@ def run(used: Plan, proto: ModelProto, columns: dict[str, pa.Array], max_rows: i
     value = used.topic("features").value
     assert value is not None
     rows = batch(**columns)
-    for key, encoded in zip(rows.keys, AvroEncoder(value.avro, value.id).encode(rows.rows), strict=True):
+    values = AvroEncoder(value.avro, value.id).encode(rows.rows)
+    for key, encoded in zip(rows.keys.to_pylist(), values.to_pylist(), strict=True):
         broker.append(used.topic("features").name, key, encoded)
     content = {"model.onnx": proto.SerializeToString()}
     stage = InferenceStage(used)

@@ -57,7 +57,7 @@ def test_a_prediction_says_what_was_predicted_by_whom_from_which_record() -> Non
     result = stage(plan(), linear((1.0, 0.0, 0.0))).process(batch(**amounts(2.0, -1.0)))
 
     assert result.outputs[0].topic == "shop.predictions"
-    assert result.outputs[0].keys == [b"card-0", None]
+    assert result.outputs[0].keys.to_pylist() == [b"card-0", None]
     assert result.outputs[0].source.tolist() == [0, 1]
     first, second = predictions(result)
     assert first == {
@@ -85,7 +85,7 @@ def test_facts_go_to_the_outcomes_under_the_label_key_of_rows_that_have_one() ->
     result = stage(plan(), linear()).process(batch(label_keys=["a", None, "c"], **amounts(0.5, 1.5, 2.5)))
 
     facts = result.outputs[1]
-    assert (facts.topic, facts.keys, facts.source.tolist()) == ("shop.outcomes", ["a", "c"], [0, 2])
+    assert (facts.topic, facts.keys.to_pylist(), facts.source.tolist()) == ("shop.outcomes", ["a", "c"], [0, 2])
     for fact, prediction in zip(facts.rows.to_pylist(), [predictions(result)[0], predictions(result)[2]], strict=True):
         assert fact["kind"] == "prediction"
         assert fact["event_id"] == prediction["prediction_id"]

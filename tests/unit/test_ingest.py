@@ -9,7 +9,7 @@ from penstock_ingest.checks import declared_checks, first_failures
 from penstock_ingest.stage import build
 
 from penstock.plan import PlanError
-from penstock.records import NO_TIME, Batch
+from penstock.records import NO_TIME, Batch, column
 from tests.onnx_models import plan as any_plan
 
 TIMESTAMP = {"type": "long", "logicalType": "timestamp-millis"}
@@ -71,7 +71,7 @@ def events(rows: list[dict[str, Any]], topic: str = "raw", **changed: Any) -> Ba
     return Batch(
         f"{ingest().pipeline}.{topic}",
         pa.RecordBatch.from_pylist(full, schema=schema),
-        [b"k"] * n,
+        column([b"k"] * n),
         np.arange(n, dtype=np.int32) % 2,
         np.arange(n, dtype=np.int64) + 10,
         np.full(n, NOW, np.int64),
@@ -85,7 +85,7 @@ def test_a_valid_event_goes_out_with_its_envelope_keyed_by_its_entity() -> None:
     result = build(ingest(), "ingest").process(events([{}, {"who": None}]))
     (output,) = result.outputs
     assert output.topic.endswith(".events")
-    assert list(output.keys) == [b"AB", None]
+    assert column(output.keys).to_pylist() == [b"AB", None]
     row = output.rows.to_pylist()[0]
     assert row["_event_id"] == "e0"
     assert (row["_origin_partition"], row["_origin_offset"]) == (0, 10)
@@ -151,7 +151,7 @@ def test_a_label_becomes_an_outcome_keyed_by_its_label_key() -> None:
     batch = Batch(
         f"{ingest().pipeline}.labels",
         rows,
-        [None] * n,
+        pa.nulls(n, pa.binary()),
         np.zeros(n, np.int32),
         np.arange(n, dtype=np.int64),
         np.full(n, NOW, np.int64),
@@ -160,7 +160,7 @@ def test_a_label_becomes_an_outcome_keyed_by_its_label_key() -> None:
     )
     (output,) = build(ingest(), "ingest").process(batch).outputs
     assert output.topic.endswith(".outcomes")
-    assert list(output.keys) == ["a", "b"]
+    assert output.keys.to_pylist() == ["a", "b"]
     assert [(row["kind"], row["value"]) for row in output.rows.to_pylist()] == [("label", 1.0), ("label", 0.0)]
 
 

@@ -43,7 +43,7 @@ def plan() -> Plan:
 def append(used: Plan, broker: MemoryBroker, name: str, rows: pa.RecordBatch) -> None:
     value = used.topic(name).value
     assert value is not None
-    for encoded in AvroEncoder(value.avro, value.id).encode(rows):
+    for encoded in AvroEncoder(value.avro, value.id).encode(rows).to_pylist():
         broker.append(f"shop.{name}", b"k", encoded)
 
 

@@ -108,7 +108,7 @@ def events(used: Plan, profile: ReferenceProfile, day: int, shift: float, first:
     partials.add(baskets(1000, shift, day + 10), np.full(1000, day * DAY + 5))
     value = used.topic("profiles").value
     assert value is not None
-    values = AvroEncoder(value.avro, value.id).encode(to_arrow(partials.drain()))
+    values = AvroEncoder(value.avro, value.id).encode(to_arrow(partials.drain())).to_pylist()
     return [
         SimpleNamespace(value=v, message=SimpleNamespace(topic="shop.profiles", partition=2, offset=first + i))
         for i, v in enumerate(values)

@@ -13,7 +13,7 @@ from penstock.plan import ColumnPlan, EventPlan, LabelPlan, ModelPlan, MonitorPl
 from penstock.profiles.ranking import auc, auc_of_counts
 from penstock.profiles.reference import ReferenceProfile
 from penstock.profiles.rows import SCHEMA, ProfileRow, from_arrow
-from penstock.records import NO_TIME, Batch, Partition
+from penstock.records import NO_TIME, Batch, Partition, column
 from penstock.stage import Stage
 
 HOUR = 3_600_000
@@ -79,7 +79,7 @@ def batch(
     return Batch(
         f"p.{topic}",
         rows,
-        [b"k"] * n,
+        column([b"k"] * n),
         partitions.astype(np.int32),
         np.arange(n, dtype=np.int64),
         at,
@@ -128,7 +128,7 @@ def emitted(stage: Stage) -> list[ProfileRow]:
     assert output.rows.schema == SCHEMA
     assert (output.source == -1).all()
     rows = from_arrow(output.rows)
-    assert list(output.keys) == [row.key for row in rows]
+    assert output.keys.to_pylist() == [row.key for row in rows]
     return rows
 
 

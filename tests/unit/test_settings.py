@@ -13,6 +13,7 @@ from penstock import topics
 from penstock.local.supervisor import environment_of
 from penstock.models import control_topic
 from penstock.settings import Settings
+from penstock.transport import librdkafka
 from tests.onnx_models import plan
 
 SECURE = {
@@ -66,13 +67,15 @@ def test_the_client_takes_the_settings_as_they_are_named(secure: Settings) -> No
     Producer(quiet)
     consumer = Consumer({**quiet, "group.id": "g"})
     consumer.close()
+    librdkafka.Producer(quiet, print, print).close()
+    librdkafka.Consumer({**quiet, "group.id": "g"}, print, print).close()
 
 
 @pytest.mark.filterwarnings("ignore")  # faust's own libraries
 def test_sasl_reaches_every_client(secure: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
 
-    def client(config: dict[str, Any]) -> MagicMock:
+    def client(config: dict[str, Any], *callbacks: Any) -> MagicMock:
         seen.append(config)
         return MagicMock()
 

@@ -5,7 +5,7 @@ rows, which become rejects, and never the batch. The view topics take a row what
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from penstock.codec.arrow import arrow_schema
 from penstock.envelope import COLUMNS as ENVELOPE
 from penstock.envelope import EVENT_ID, EVENT_TIME, LABEL_KEY
 from penstock.plan import Plan, PlanError, StagePlan, ViewPlan
-from penstock.records import Batch, Key, Output, Partition, Reason, Result
+from penstock.records import Batch, Output, Partition, Reason, Result
 from penstock.stage import Stage, StageKind
 from penstock.windows.spec import ViewSpec
 from penstock.windows.state import Column, warm_up
@@ -158,11 +158,12 @@ class FeaturesStage(Stage):
                 **{a.name: features[a.name] for a in view.aggregations},
             }
         )
-        keys: Sequence[Key] = batch.keys
+        keys = batch.keys
         source = np.arange(len(batch), dtype=np.int32)
         if key.null_count:
             some = np.flatnonzero(is_valid(key))
-            rows, keys, source = rows.take(from_numpy(some, pa.int64())), [keys[i] for i in some.tolist()], source[some]
+            places = from_numpy(some, pa.int64())
+            rows, keys, source = rows.take(places), keys.take(places), source[some]
         return Output(view.topic, keys, rows, source, fate=False)
 
     def _next_rows(self, batch: Batch, features: Arrays) -> Output:
@@ -170,7 +171,7 @@ class FeaturesStage(Stage):
         assert self._stage.next_key is not None
         assert self._next_topic is not None
         given = dict(zip(batch.rows.schema.names, batch.rows.columns, strict=True))
-        keys = texts(given[self._stage.next_key]).to_pylist()
+        keys = texts(given[self._stage.next_key])
         rows = pa.RecordBatch.from_pydict({**given, **features})
         return Output(self._next_topic, keys, rows, np.arange(len(batch), dtype=np.int32))
 
@@ -225,9 +226,9 @@ class FeaturesStage(Stage):
             columns[LABEL_KEY] = texts(column(self._label))
         columns |= {name: column(name) for name in self._service}
         source = np.arange(len(batch), dtype=np.int32)
-        keys: Sequence[Key] = batch.keys
+        keys = batch.keys
         if chosen is not None:
-            source, keys = source[chosen], [keys[i] for i in chosen.tolist()]
+            source, keys = source[chosen], take(keys, chosen)
         return Output(self._last_topic, keys, pa.RecordBatch.from_pydict(columns), source)
 
 

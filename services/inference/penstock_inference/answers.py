@@ -38,7 +38,7 @@ class Answers:
         label, confidence = self._verdict(scores)
         columns = {
             "prediction_id": rows.column(envelope.EVENT_ID),
-            "key": pa.array(batch.keys, pa.binary()).cast(pa.string()),
+            "key": batch.keys.cast(pa.string()),
             "event_time": rows.column(envelope.EVENT_TIME),
             "ingest_time": rows.column(envelope.INGEST_TIME),
             "origin_partition": rows.column(envelope.ORIGIN_PARTITION),
@@ -57,7 +57,7 @@ class Answers:
 
     def outcomes(
         self, batch: Batch, predictions: pa.RecordBatch, baseline: str | None
-    ) -> tuple[list[str], pa.RecordBatch, npt.NDArray[np.intp]]:
+    ) -> tuple[pa.Array, pa.RecordBatch, npt.NDArray[np.intp]]:
         """The facts that meet their label, the label keys, and which rows they are: those that have a label key."""
         n, rows = len(batch), batch.rows
         keys = rows.column(envelope.LABEL_KEY)
@@ -75,7 +75,7 @@ class Answers:
         if keys.null_count:
             at = np.flatnonzero(keys.is_valid().to_numpy(zero_copy_only=False))
             facts = facts.take(pa.array(at))
-        return facts.column("label_key").to_numpy(zero_copy_only=False).tolist(), facts, at
+        return facts.column("label_key"), facts, at
 
     def _verdict(self, scores: npt.NDArray[np.float64]) -> tuple[pa.Array, pa.Array]:
         n = len(scores)

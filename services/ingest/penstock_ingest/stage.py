@@ -67,8 +67,7 @@ class IngestStage(Stage):
             pa.nulls(len(batch), pa.string()) if batch.traceparent is None else batch.traceparent,
             *rows.columns,
         ]
-        # as bytes: a text would be decoded here and encoded again on its way out
-        keys = _text(rows.column(self._event.key)).cast(pa.binary()).to_pylist()
+        keys = _text(rows.column(self._event.key))
         names = [*envelope.COLUMNS, *rows.schema.names]
         return Output(self._events, keys, pa.RecordBatch.from_arrays(columns, names=names), source)
 
@@ -99,7 +98,7 @@ class IngestStage(Stage):
             "baseline": none,
             "value": batch.rows.column(label.value).cast(pa.float64()),
         }
-        return Output(self._outcomes, keys.to_pylist(), pa.RecordBatch.from_pydict(columns), source)
+        return Output(self._outcomes, keys, pa.RecordBatch.from_pydict(columns), source)
 
 
 def _text(column: pa.Array) -> pa.Array:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import from_dtype, types
 
-from penstock.windows.jit import BOOLS, FLOATS, INTS, compiled, inlined
+from penstock.jit import BOOLS, FLOATS, INTS, compiled, inlined
 
 NEVER = np.iinfo(np.int64).min
 

@@ -112,7 +112,7 @@ class Merge:
         """At least once, before the windows say that they were sent."""
         if not alerts:
             return
-        values = self._encoder.encode(alert_rows(alerts))
+        values = self._encoder.encode(alert_rows(alerts)).to_pylist()
         sent = [
             self._alerts.send_soon(key=_alert_key(alert), value=value)
             for alert, value in zip(alerts, values, strict=True)

@@ -82,7 +82,7 @@ class MonitorStage(Stage):
         self._ready = []
         if not rows:
             return Result()
-        keys = [row.key for row in rows]
+        keys = pa.array([row.key for row in rows])
         return Result([Output(self._profiles, keys, to_arrow(rows), np.full(len(rows), -1, np.int32))])
 
     def reach(self, topic: str) -> int | None:

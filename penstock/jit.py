@@ -1,4 +1,4 @@
-"""How the kernels of this package are compiled: once, for one signature, kept on disk, and without holding the GIL.
+"""How Penstock's kernels are compiled: once, for one signature, kept on disk, and without holding the GIL.
 
 Floating point stays strict (no fastmath), because a replay must give the same bits.
 """
