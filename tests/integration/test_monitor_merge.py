@@ -1,5 +1,5 @@
-"""The Faust merge on a real broker: killed at any moment, with aborted transactions between the good ones, its windows
-hold what one pass over the committed log gives.
+"""The Faust merge on a real broker: killed at any moment or frozen past its session, with aborted transactions between
+the good ones, its windows hold what one pass over the committed log gives.
 """
 
 import os
@@ -26,6 +26,7 @@ from penstock.models.registry import ModelRegistry
 from penstock.plan import ColumnPlan, EventPlan, ModelPlan, MonitorPlan, Plan, SchemaPlan, ServicePlan, TopicPlan
 from penstock.profiles.reference import ReferenceProfile
 from penstock.profiles.rows import ProfileRow, from_arrow, to_arrow
+from penstock.settings import Settings
 from tests.onnx_models import linear
 
 ROOT = Path(__file__).parents[2]
@@ -200,6 +201,12 @@ def test_a_killed_merge_counts_every_committed_partial_once(
                 assert time.monotonic() < deadline, log.read_text()[-4000:]
                 transact(0.2)
             transact(1 + 3 * dice.random())
+            if life == 2:
+                process.send_signal(signal.SIGSTOP)
+                transact(1)
+                time.sleep(Settings().session_timeout_ms / 1000)
+                process.send_signal(signal.SIGCONT)
+                transact(2)
             assert process.poll() is None, log.read_text()
             process.kill()
     changelog = f"{kafka_topic_prefix}.monitor.merge-windows-changelog"

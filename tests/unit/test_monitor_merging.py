@@ -156,6 +156,26 @@ def test_partials_become_windows_gauges_and_one_alert(tmp_path: Path) -> None:
     assert topic.sent[0][0] == b"m||amount"
 
 
+def test_a_rebalance_brings_back_no_older_windows(tmp_path: Path) -> None:
+    used = plan()
+    profile = registered(tmp_path, used, "1.0.0")
+    table = Table()
+
+    async def live() -> None:
+        merge = Merge(used, Settings(models_url=str(tmp_path)), table, Topic())
+        merge.recovered()
+        await merge.add(events(used, profile, 0, 0.0, first=0))
+        older = dict(table.data)
+        await merge.add(events(used, profile, 0, 0.0, first=10))
+        # what Faust reads back while the newest values are on their way
+        table.data = older
+        merge.recovered()
+        await merge.add(events(used, profile, 0, 0.0, first=20))
+
+    asyncio.run(live())
+    assert {Window.load(value).rows for value in table.data.values()} == {3000}
+
+
 def test_a_value_that_is_no_profile_is_left_out_and_the_others_count(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

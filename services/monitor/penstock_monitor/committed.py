@@ -1,8 +1,9 @@
-"""Faust on Kafka, reading only what was committed, and knowing when a table's changes are safe.
+"""Faust on Kafka: reads only what was committed, each partition in order, and knows when a table's changes are safe.
 
 faust-streaming 0.15.3 reads ``read_uncommitted`` unless it runs its own transactions, which have open bugs on
-rebalance; and it commits offsets while changes of a table may still be on their way. Both would make counts wrong
-after a crash, and both are mended here.
+rebalance; it commits offsets while changes of a table may still be on their way; and around the recovery of a table
+it drops records that it has fetched, or hands them on before older ones. Each would make counts wrong after a crash,
+and each is mended here.
 """
 
 import asyncio
@@ -33,24 +34,63 @@ class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]  # the libra
 
 
 class _Consumer(driver.Consumer):  # type: ignore[misc]  # the library has no types
+    """Hands on every partition's records in order, and commits what was declared ``safe``.
+
+    Faust fetches while it recovers a table, and drops what came for partitions that are not at work or was queued when
+    the streams start; what it then reads comes ahead of what it dropped. So no record but a changelog's is fetched
+    between an assignment and the ``open`` after it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._safe: dict[Any, int] = {}
+        self._sought: int | None = None
+        self._opened: int | None = None
+
     def _new_consumer_thread(self) -> Any:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
 
-    def _new_offset(self, tp: Any) -> int | None:
-        """Where to commit: past the newest acknowledged record.
+    async def perform_seek(self) -> None:
+        generation = self.app.consumer_generation_id
+        await super().perform_seek()
+        self._sought = generation
 
-        Faust looks for the end of an unbroken run of offsets, and stays for ever before the first markers or aborted
-        rows that it met at a start. Here one agent takes each partition's records in order and acknowledges them in
-        order, so none is left behind the newest.
+    def open(self) -> None:
+        """The assignment whose places were sought last may be read: the streams take records from now on."""
+        self._opened = self._sought
+
+    async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
+        generation = self.app.consumer_generation_id
+        opened = self._opened == generation
+        # a copy: Faust changes the set meanwhile
+        wanted = {tp for tp in active_partitions if opened or self._is_changelog_tp(tp)}
+        if not wanted:  # which aiokafka would take for all
+            await self.sleep(0.05)
+            return {}
+        records = await self._thread.getmany(wanted, timeout)
+        if records and generation != self.app.consumer_generation_id:
+            # asked under an assignment that is gone, read under the next one, whose place they have moved
+            here = self.assignment()
+            await self.seek_wait({tp: found[0].offset for tp, found in records.items() if tp in here})
+            return {}
+        return records
+
+    def safe(self, events: Iterable[Any]) -> None:
+        """What came of these need not be done again: their offsets may be committed."""
+        for event in events:
+            message = event.message
+            self._safe[message.tp] = max(message.offset + 1, self._safe.get(message.tp, 0))
+
+    def _new_offset(self, tp: Any) -> int | None:
+        """Where to commit: past the newest safe record.
+
+        Faust looks for the end of an unbroken run of acknowledged offsets: it stays for ever before the first markers
+        or aborted rows that it met at a start, and it acknowledges what it skips at a rebalance.
         """
-        acked = self._acked[tp]
-        if not acked:
-            return None
-        newest = max(acked)
-        acked.clear()
+        self._acked[tp].clear()
         self._acked_index[tp].clear()
         self._gap.pop(tp, None)
-        return int(newest) + 1
+        return self._safe.get(tp)
 
 
 class _Transport(driver.Transport):  # type: ignore[misc]  # the library has no types
@@ -58,10 +98,18 @@ class _Transport(driver.Transport):  # type: ignore[misc]  # the library has no 
 
 
 class CommittedApp(faust.App):  # type: ignore[misc]  # the library has no types
-    """A Faust app whose consumer is ``read_committed``."""
+    """A Faust app whose consumer is ``read_committed``, in order, and commits what is declared ``safe``."""
 
     def _new_transport(self) -> Any:
         return _Transport(self.conf.broker_consumer, self)
+
+    def on_rebalance_end(self) -> None:
+        super().on_rebalance_end()
+        self.consumer.open()
+
+    def safe(self, events: Iterable[Any]) -> None:
+        """What came of these events need not be done again: their offsets may be committed."""
+        self.consumer.safe(events)
 
 
 class SafeTable(faust.Table):  # type: ignore[misc]  # the library has no types
@@ -71,7 +119,7 @@ class SafeTable(faust.Table):  # type: ignore[misc]  # the library has no types
         """Write (key, partition, value; None deletes) here and to the changelog, and return when the broker has them
         all.
 
-        Acknowledge what led to the changes only after that. Raises when the broker did not take one.
+        Only after that is what led to the changes ``safe``. Raises when the broker did not take one.
         """
         sent: list[FutureMessage] = []
         for key, partition, value in changes:

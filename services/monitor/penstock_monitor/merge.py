@@ -90,6 +90,7 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
         async for events in stream.take_events(TAKE, within=WITHIN_S):
             with leaving_on_failure():
                 await merge.add(events)
+                app.safe(events)
 
     async def close_windows() -> None:
         if health.ready:
@@ -106,7 +107,7 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
 def leaving_on_failure() -> Iterator[None]:
     """Ends the process when the body raises: that is as safe as a kill, and going on is not.
 
-    Faust would acknowledge what could not be merged, and start the agent again behind it.
+    Faust would start the agent again behind what could not be merged.
     """
     try:
         yield

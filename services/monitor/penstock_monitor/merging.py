@@ -44,17 +44,23 @@ class Merge:
         self._gauges = Gauges(plan)
         self._lock = asyncio.Lock()
         self._heard = self._looked = float("-inf")
+        self._recovered = False
 
     def recovered(self) -> None:
-        """The table was read back from its changelog."""
-        self.windows.load(self._table.data.values())
+        """The table was read back from its changelog.
+
+        It is again after every rebalance, perhaps while the newest values are on their way to the changelog; the
+        windows here are those of the only worker, so they stay.
+        """
         self._heard = time.monotonic()
+        if self._recovered:
+            return
+        self._recovered = True
+        self.windows.load(self._table.data.values())
         log.info("%d windows read back", len(self.windows))
 
     async def add(self, events: Sequence[Any]) -> None:
-        """Merge framed partials. Returns when the changelog has the new counts, so that the events may be
-        acknowledged.
-        """
+        """Merge framed partials. Returns when the changelog has the new counts, so that the events are safe."""
         rows = await self._decode(events)
         async with self._lock:
             added = self.windows.add(rows)
