@@ -12,7 +12,7 @@ LATEST = Path("bench/results/latest.json")
 README = Path("README.md")
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 WORKER_MB = 500
-"""Resident memory that a worker may have beside its windows."""
+"""Resident memory that a worker may have beside its state."""
 TELLING = 100_000
 """Events below which a figure tells nothing."""
 
@@ -87,7 +87,7 @@ def latency_rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def memory(results: dict[str, Any]) -> str:
-    """The worker that took most memory beside its windows, against what it may."""
+    """The worker that took most memory beside its state, against what it may."""
     cases = [case for case in results["cases"].values() if "rss_mb" in case]
     if not cases:
         return ""
@@ -95,7 +95,7 @@ def memory(results: dict[str, Any]) -> str:
     beside = most["rss_mb"] - most["state_mb"]
     word = "reached" if beside < WORKER_MB else "not reached"
     return (
-        f"Memory beside the windows: at most {beside:,} MB ({most['title']}: {most['rss_mb']:,} MB, windows "
+        f"Memory beside the state: at most {beside:,} MB ({most['title']}: {most['rss_mb']:,} MB, state "
         f"{most['state_mb']:,} MB); under {WORKER_MB} MB: {word}."
     )
 

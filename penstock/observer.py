@@ -117,7 +117,8 @@ class Observer:
     def every_second(
         self, intake: Intake, transport: Transport, now: float, sizes: Mapping[str, tuple[int, int]]
     ) -> None:
-        """Lag of every partition, replay left, and with them readiness; ``sizes``: bytes and keys of each view."""
+        """Lag of every partition, replay left, and with them readiness; ``sizes``: bytes and entries of each part of
+        the state."""
         for view, (held, keys) in sizes.items():
             telemetry.STATE_BYTES.labels(self._stage, view).set(held)
             telemetry.STATE_KEYS.labels(self._stage, view).set(keys)

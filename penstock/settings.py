@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     max_batch_rows: int = Field(16_384, ge=1, description="rows a batch holds at most")
     max_wait_ms: int = Field(50, ge=1, description="how long a poll waits for the first row")
     merge_buffer_rows: int = Field(
-        131_072, ge=1, description="rows buffered per partition where a stage merges by event time"
+        65_536, ge=1, description="rows buffered per partition where a stage merges by event time"
     )
     session_timeout_ms: int = Field(6_000, ge=1_000, description="after this a silent worker's partitions move")
     transaction_timeout_ms: int = Field(

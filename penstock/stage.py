@@ -41,7 +41,7 @@ class Stage(ABC):
         """The partition is gone: forget its state."""
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Bytes and keys of each view's windows, for the metrics; empty where there are none."""
+        """Bytes and entries of each part of the state (a view's windows), for the metrics; empty if there is none."""
         return {}
 
     def snapshot(self, partition: Partition) -> bytes:

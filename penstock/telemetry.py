@@ -52,8 +52,8 @@ REPLAYED = Counter("penstock_replayed_records", "Rows read again to rebuild stat
 REPLAY_LEFT = Gauge(
     "penstock_replay_records_left", "Rows still to be read before a partition is live", ["stage", "topic", "partition"]
 )
-STATE_BYTES = Gauge("penstock_state_bytes", "Memory of the windows", ["stage", "view"])
-STATE_KEYS = Gauge("penstock_state_keys", "Keys in the windows", ["stage", "view"])
+STATE_BYTES = Gauge("penstock_state_bytes", "Memory of the state: a view's windows, the label join", ["stage", "view"])
+STATE_KEYS = Gauge("penstock_state_keys", "Keys in a view's windows, entries of the label join", ["stage", "view"])
 
 # Feast writer
 FEAST_ROWS = Counter("penstock_feast_rows", "Rows written to a store of Feast: online, offline", ["view", "store"])

@@ -99,7 +99,7 @@ class Consumer(_Client):
         on_rebalance: Callable[[bool, list[Place], bool], None],
     ) -> None:
         self._on_rebalance = on_rebalance
-        self._closing = False
+        self._closing = self._answered = False
         super().__init__(_CONSUMER, config, on_error)
         rd.poll_set_consumer(self.handle)
         self._queue = rd.queue_get_consumer(self.handle)
@@ -108,7 +108,10 @@ class Consumer(_Client):
         def rebalance(handle: int, code: int, them: Any, _: int) -> None:
             assigned = code == ASSIGN_PARTITIONS
             if self._closing:
-                check_error((rd.incremental_assign if assigned else rd.incremental_unassign)(handle, them))
+                # the first answer ends the group, and a second one would wait for it for ever
+                if not self._answered:
+                    self._answered = True
+                    check_error((rd.incremental_assign if assigned else rd.incremental_unassign)(handle, them))
             else:
                 self._on_rebalance(assigned, places_of(them), not assigned and bool(rd.assignment_lost(handle)))
 

@@ -34,7 +34,8 @@ CONSUMER = {
     "fetch.queue.backoff.ms": 5,
     "queued.min.messages": 60_000,
     "queued.max.messages.kbytes": 32_768,
-    "max.partition.fetch.bytes": 2_097_152,
+    "max.partition.fetch.bytes": 1_048_576,
+    "fetch.max.bytes": 4_194_304,  # an answer is unpacked whole, and its messages take ten times as much
 }
 PRODUCER = {
     "linger.ms": 5,

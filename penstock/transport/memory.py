@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from penstock.records import Header, Key, Partition, Records, Values, column
+from penstock.transport.headers import Headers
 from penstock.transport.protocol import Fenced, Placement, Polled, Position, Refusal, TransactionAborted
 
 
@@ -231,6 +231,7 @@ class MemoryTransport:
 
 
 def _records(topic: str, rows: list[tuple[int, int, Row]]) -> Records:
+    headers = Headers.listed([row.headers for _, _, row in rows])
     return Records(
         topic,
         column([row.value for _, _, row in rows]),
@@ -238,11 +239,6 @@ def _records(topic: str, rows: list[tuple[int, int, Row]]) -> Records:
         np.array([number for number, _, _ in rows], np.int32),
         np.array([offset for _, offset, _ in rows], np.int64),
         np.array([row.timestamp for _, _, row in rows], np.int64),
-        lambda index: rows[index][2].headers,
-        lambda: _traceparents(rows),
+        headers.of,
+        headers.traceparents,
     )
-
-
-def _traceparents(rows: list[tuple[int, int, Row]]) -> "pa.Array | None":
-    found = [dict(row.headers).get("traceparent") for _, _, row in rows]
-    return pa.array([value and value.decode() for value in found], pa.string()) if any(found) else None

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from penstock.jit import INTS, compiled
-from penstock.records import Header, Int64s, Records
+from penstock.records import Int64s, Records
 from penstock.transport import librdkafka
+from penstock.transport.headers import Headers
 from penstock.transport.librdkafka import MESSAGE
 
 ERR, TOPIC, PARTITION, VALUE, VALUE_SIZE, KEY, KEY_SIZE, OFFSET, TIMESTAMP, HEADERS = range(10)
@@ -140,34 +140,6 @@ def _list_headers(
 
 
 @dataclass(frozen=True, slots=True)
-class Headers:
-    """All headers of a topic's rows, in order. ``rows``: int64[m], which row each belongs to."""
-
-    rows: Int64s
-    names: pa.BinaryArray
-    values: pa.BinaryArray
-
-    def of(self, row: int) -> list[Header]:
-        first, last = np.searchsorted(self.rows, [row, row + 1]).tolist()
-        found = zip(self.names[first:last].to_pylist(), self.values[first:last].to_pylist(), strict=True)
-        return [(name.decode(errors="replace"), value) for name, value in found]
-
-    def traceparents(self, n: int) -> "pa.Array | None":
-        """W3C trace contexts, string[n]; None when no row has one."""
-        is_trace = np.asarray(pc.equal(self.names, b"traceparent").to_numpy(zero_copy_only=False), np.bool_)
-        places = np.flatnonzero(is_trace & (np.diff(_bounds(self.values)) > 0))
-        if not len(places):
-            return None
-        rows, first = np.unique(self.rows[places], return_index=True)
-        values = self.values.take(pa.array(places[first]))
-        if not all(value.isascii() for value in values.to_pylist()):
-            values = pa.array([value if value.isascii() else None for value in values.to_pylist()], pa.binary())
-        at = np.full(n, -1, np.int64)
-        at[rows] = np.arange(len(rows))
-        return values.cast(pa.string()).take(pa.array(at, mask=at < 0))
-
-
-@dataclass(frozen=True, slots=True)
 class Survey:
     """What a poll brought. ``messages``: int64[n] pointers, alive until ``close``; ``facts``: int64[10, n]."""
 
@@ -207,7 +179,7 @@ class Survey:
 
 def _records(facts: npt.NDArray[np.int64]) -> Records:
     n = facts.shape[1]
-    headers = _headers(facts[HEADERS])
+    headers = _headers(facts[HEADERS], n)
     return Records(
         librdkafka.topic_name(int(facts[TOPIC, 0])),
         _gathered(facts[VALUE], facts[VALUE_SIZE]),
@@ -215,24 +187,20 @@ def _records(facts: npt.NDArray[np.int64]) -> Records:
         facts[PARTITION].astype(np.int32),
         facts[OFFSET].copy(),
         facts[TIMESTAMP].copy(),
-        headers.of if headers is not None else _no_headers,
-        (lambda: headers.traceparents(n)) if headers is not None else (lambda: None),
+        headers.of,
+        headers.traceparents,
     )
 
 
-def _no_headers(row: int) -> list[Header]:
-    return []
-
-
-def _headers(pointers: Int64s) -> Headers | None:
+def _headers(pointers: Int64s, n: int) -> Headers:
     rows = np.flatnonzero(pointers)
     if not len(rows):
-        return None
+        return Headers.none(n)
     some = np.ascontiguousarray(pointers[rows])
     found = np.empty((5, _count_headers(some, _COUNT_HEADERS)), np.int64)
     answer = np.zeros(3, np.int64)
     _list_headers(some, _COUNT_HEADERS, _GET_HEADER, answer, answer.ctypes.data, found)
-    return Headers(rows[found[0]], _gathered(found[1], found[2]), _gathered(found[3], found[4]))
+    return Headers(n, rows[found[0]], _gathered(found[1], found[2]), _gathered(found[3], found[4]))
 
 
 def _gathered(addresses: Int64s, sizes: Int64s) -> pa.BinaryArray:

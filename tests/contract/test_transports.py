@@ -17,7 +17,7 @@ from penstock.local.resolve import BrokerHandle
 from penstock.loop import FateError, Loop, Pace
 from penstock.observer import Observer
 from penstock.outbox import Outbox
-from penstock.records import Batch, Output, Partition, Reason, Result
+from penstock.records import Batch, Header, Output, Partition, Reason, Records, Result
 from penstock.stage import Stage
 from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport
 from tests.contract.worlds import KafkaWorld, MemoryWorld, Recorder, World
@@ -462,3 +462,79 @@ def test_a_refused_dead_letter_is_replaced_by_its_digest() -> None:
     assert letter.value is not None
     assert b'"size":100' in letter.value
     assert ("penstock.truncated", b"100") in letter.headers
+
+
+# What rows look like on their way through a transport
+
+
+def polled(transport: Transport, rows: int, seconds: float = 20.0) -> list[Records]:
+    """Polls until ``rows`` rows came."""
+    found: list[Records] = []
+    deadline = time.monotonic() + seconds
+    while sum(map(len, found)) < rows and time.monotonic() < deadline:
+        found += transport.poll(1000, 0.05).records
+    assert sum(map(len, found)) == rows
+    return found
+
+
+ODD = [(None, b"v"), (b"k", None), (b"", b""), (b"k" * 300, b"v" * 70_000), ("ü".encode(), b"\0\xff"), (None, None)]
+"""Keys and values: nulls, nothing, long ones, and bytes that are no text."""
+
+
+def test_nulls_and_nothing_and_any_bytes_come_through_as_they_are(world: World) -> None:
+    source, target = world.topic("in"), world.topic("out")
+    world.append(source, ODD)
+    transport = world.transport("g")
+    transport.subscribe([source], Recorder())
+    for records in polled(transport, len(ODD)):
+        transport.send(target, records.keys, records.values)
+    transport.commit({})
+    assert [(key, value) for _, key, value, _ in world.rows(target)] == ODD
+
+
+def test_a_slice_of_a_column_is_sent_as_its_own_rows(world: World) -> None:
+    target = world.topic("out")
+    keys, values = pa.array(["a", "b", None, "d"]), pa.array([b"1", b"22", b"333", b"4444"])
+    transport = world.transport("g")
+    transport.send(target, keys.slice(1, 2), values.slice(1, 2))
+    transport.commit({})
+    assert [(key, value) for _, key, value, _ in world.rows(target)] == [(b"b", b"22"), (None, b"333")]
+
+
+def test_a_poll_keeps_topics_apart(world: World) -> None:
+    first, second = world.topic("one"), world.topic("two")
+    transport = world.transport("g")
+    transport.subscribe([first, second], Recorder())
+    world.append(first, [(b"a", b"1%d" % i) for i in range(40)])
+    world.append(second, [(b"b", b"2%d" % i) for i in range(60)])
+    found: dict[str, list[bytes | None]] = {first: [], second: []}
+    for records in polled(transport, 100):
+        assert set(records.keys.to_pylist()) == {b"a" if records.topic == first else b"b"}
+        found[records.topic] += records.values.to_pylist()
+    assert found == {first: [b"1%d" % i for i in range(40)], second: [b"2%d" % i for i in range(60)]}
+
+
+def test_headers_belong_to_their_rows_and_a_trace_context_becomes_a_column(world: World) -> None:
+    source = world.topic("in")
+    trace = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    sent: list[list[Header]] = [
+        [],
+        [("traceparent", trace), ("x", None)],
+        [("x", b""), ("x", b"\xff"), ("a name of some length", b"1")],
+        [("traceparent", b"\xff")],
+    ]
+    writer = world.transport("w")
+    values = [b"%d" % i for i in range(len(sent))]
+    writer.send(source, [b"k"] * len(sent), values, sent)
+    writer.commit({})
+    transport = world.transport("g")
+    transport.subscribe([source], Recorder())
+    headers: dict[bytes, list[Header]] = {}
+    traces: dict[bytes, str | None] = {}
+    for records in polled(transport, len(sent)):
+        found = records.traceparents()
+        for row, value in enumerate(records.values.to_pylist()):
+            headers[value] = records.headers(row)
+            traces[value] = None if found is None else found[row].as_py()
+    assert headers == dict(zip(values, sent, strict=True))
+    assert traces == {b"0": None, b"1": trace.decode(), b"2": None, b"3": None}

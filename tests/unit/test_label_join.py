@@ -151,7 +151,7 @@ def test_the_state_shrinks_when_what_waited_is_gone_and_keys_stay_right() -> Non
             expired += len(meetings.predictions)
     assert met == expected
     assert pending.waiting == (120 * 100 - expected - expired, 0)
-    assert pending.nbytes < 2_000_000
+    assert pending.size[0] < 2_000_000
 
 
 def test_rows_of_other_partitions_are_left_alone() -> None:

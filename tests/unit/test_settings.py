@@ -13,7 +13,7 @@ from penstock import topics
 from penstock.local.supervisor import environment_of
 from penstock.models import control_topic
 from penstock.settings import Settings
-from penstock.transport import librdkafka
+from penstock.transport import clients
 from tests.onnx_models import plan
 
 SECURE = {
@@ -67,8 +67,8 @@ def test_the_client_takes_the_settings_as_they_are_named(secure: Settings) -> No
     Producer(quiet)
     consumer = Consumer({**quiet, "group.id": "g"})
     consumer.close()
-    librdkafka.Producer(quiet, print, print).close()
-    librdkafka.Consumer({**quiet, "group.id": "g"}, print, print).close()
+    clients.Producer(quiet, print, print).close()
+    clients.Consumer({**quiet, "group.id": "g"}, print, print).close()
 
 
 @pytest.mark.filterwarnings("ignore")  # faust's own libraries

@@ -72,9 +72,10 @@ class Pending:
         return int((kinds == PREDICTION).sum()), int((kinds == LABEL).sum())
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of memory."""
-        return self._entries.nbytes + self._heads.nbytes + self._arena.nbytes
+    def size(self) -> tuple[int, int]:
+        """Bytes of memory in use, and entries, met ones that are not swept yet among them."""
+        held = self._used * ENTRY.itemsize + int(self._clock["bytes"][0]) + self._heads.nbytes
+        return held, self._used
 
     def meet(self, facts: Facts, rows: Int64s) -> Meetings:
         """Take in the ``rows`` of ``facts`` that belong to this partition, in log order."""

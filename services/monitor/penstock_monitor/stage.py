@@ -26,6 +26,7 @@ from penstock_monitor.references import ReferenceReader, References, ReferenceWa
 from penstock_monitor.served import Served
 
 FLUSH_MS = 1000
+LABEL_JOIN = "label_join"
 CLASSES = ("0", "1")
 _CONFIDENCE = ColumnProfile(kind="numeric", n=0, nulls=0, edges=tuple(confidence_edges().tolist()), counts=())
 _CLASS = ColumnProfile(kind="categorical", n=0, nulls=0, categories=CLASSES, counts=())
@@ -96,6 +97,11 @@ class MonitorStage(Stage):
     def release(self, partition: Partition) -> None:
         if partition.topic == self._outcomes_topic:
             self._pending.pop(partition.number, None)
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Bytes and entries of what waits in the label join."""
+        held = [pending.size for pending in self._pending.values()]
+        return {LABEL_JOIN: (sum(size for size, _ in held), sum(entries for _, entries in held))}
 
     def waiting(self, partition: Partition) -> tuple[int, int]:
         """How many predictions and labels of a partition of the outcomes wait for the other."""
