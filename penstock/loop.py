@@ -62,7 +62,7 @@ class Pace:
     def gather_s(self) -> float:
         """Least time between two polls that found less than a batch: what is read sooner is not seen sooner, and many
         small batches cost more than a few."""
-        return min(self.commit_interval_s / 3, MOST_GATHER_S)
+        return min(self.commit_interval_s / 8, MOST_GATHER_S)
 
 
 class Loop:
