@@ -32,7 +32,7 @@ CONSUMER = {
     "fetch.wait.max.ms": 10,
     "fetch.min.bytes": 65536,
     "fetch.queue.backoff.ms": 5,
-    "queued.min.messages": 60_000,
+    "queued.min.messages": 40_000,
     "queued.max.messages.kbytes": 32_768,
     "max.partition.fetch.bytes": 1_048_576,
     "fetch.max.bytes": 4_194_304,  # an answer is unpacked whole, and its messages take ten times as much
@@ -66,7 +66,7 @@ _FATAL = {
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """What a row carries through the client, so that a report of its failure names it: the transaction (the last eight
+    """What a row carries through the client, so that a report of its failure names it: the transaction (the last seven
     bits of its number), the send and the row."""
 
     transaction: int
