@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.cases import Workshop, trained
+from bench.cases import trained
 from bench.cluster import BenchError
 from bench.plans import renamed
 from bench.processes import Process
+from bench.workshop import Workshop
 from penstock.plan import AvroSchema, Plan
 
 COMMIT_MS = 20

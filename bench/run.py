@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import cases
-from bench.cases import Workshop
 from bench.cluster import BenchError, Cluster
 from bench.latency import latency
 from bench.machine import describe
 from bench.results import LATEST, README, memory, save, tables, write_readme
+from bench.workshop import Workshop
 from penstock.local.resolve import describe_kind, resolve_broker
 
 EVENTS, QUICK_EVENTS = 3_000_000, 20_000

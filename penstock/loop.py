@@ -15,26 +15,21 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from penstock.envelope import TRACEPARENT
+from penstock.fates import check_fates, process, tell_failures
 from penstock.intake import Intake, Piece
 from penstock.lanes import Work
 from penstock.observer import Observer
 from penstock.outbox import Outbox, UnencodableError
-from penstock.records import Batch, Output, Partition, Reason, Result
+from penstock.records import Output, Partition, Reason, Result
 from penstock.schemas.registry import TransientLookupError
 from penstock.stage import Companion, Stage
 from penstock.transport.protocol import Position, TransactionAborted, Transport
 
 log = logging.getLogger(__name__)
 
-STAGE_FAILED = "stage failed"
 SECOND = 1.0
 MOST_GATHER_S = 0.0125
 """However seldom a stage commits, rows and rebalances are not left waiting for long."""
-
-
-class FateError(Exception):
-    """A stage gave a row no fate, or more than one: a bug in the stage, so the worker stops."""
 
 
 class IncompleteLogError(Exception):
@@ -173,62 +168,17 @@ class Loop:
 
     def _work(self, work: Work) -> None:
         with self._observer.phase("process"):
-            result = self._process(work.batch)
+            result = process(self.stage, work.batch)
         if work.batch.replay:
             self._observer.replayed(len(work.batch))
             return
         if not self.outbox:
             self._opened = self._clock()
-        self._check_fates(work.batch, result)
-        self._tell_failures(work.batch, result)
+        check_fates(self.stage, work.batch, result)
+        tell_failures(self.stage, work.batch, result)
         with self._observer.phase("send"):
             self._send(work, result)
         self._observer.worked(work.batch)
-
-    def _process(self, batch: Batch) -> Result:
-        """The stage's result; if the whole cannot be computed, halves are tried until the guilty row stands alone."""
-        if not len(batch):
-            return Result()
-        try:
-            return self.stage.process(batch)
-        except Exception as error:  # noqa: BLE001  # whatever a stage raises, one row is to blame and the others go on
-            if len(batch) == 1:
-                return Result(rejects={0: Reason(STAGE_FAILED, f"{type(error).__name__}: {error}")})
-            middle = len(batch) // 2
-            first = self._process(batch.take(np.arange(middle)))
-            second = self._process(batch.take(np.arange(middle, len(batch))))
-            return _together(first, second, middle)
-
-    def _tell_failures(self, batch: Batch, result: Result) -> None:
-        """One line a batch, with where to look: what was in the rows is in the dead letters alone."""
-        failed = [row for row, reason in result.rejects.items() if reason.kind == STAGE_FAILED]
-        if failed:
-            row = failed[0]
-            where = {"topic": batch.topic, "partition": int(batch.partition[row]), "offset": int(batch.offset[row])}
-            trace = trace_id(batch, row)
-            log.error(
-                "%s raised %s on %d rows, first at the one named here; they are dead letters",
-                type(self.stage).__name__,
-                result.rejects[row].message.split(":", 1)[0],
-                len(failed),
-                extra=where if trace is None else {**where, "trace_id": trace},
-            )
-
-    def _check_fates(self, batch: Batch, result: Result) -> None:
-        fates = np.zeros((3, len(batch)), np.bool_)
-        for output in result.outputs:
-            if output.fate:
-                fates[0, output.source] = True
-        fates[1, list(result.rejects)] = True
-        fates[2, list(result.dropped)] = True
-        fate = fates.sum(axis=0)
-        wrong = fate != 1 if not self.stage.absorbs else fate > 1
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise FateError(
-                f"{type(self.stage).__name__} gave row {batch.topic}/{batch.partition[row]}@{batch.offset[row]} "
-                f"{fate[row]} fates; every row is in outputs, rejects or dropped, once"
-            )
 
     def _send(self, work: Work, result: Result) -> None:
         try:
@@ -389,25 +339,3 @@ class Loop:
         )
         self._observer.assignment(self.intake.lanes)
         log.info("let go of %s", ", ".join(map(str, sorted(gone))))
-
-
-def trace_id(batch: Batch, row: int) -> str | None:
-    """The trace that a row belongs to, where its producer sent a W3C trace context."""
-    column = batch.traceparent
-    if column is None and TRACEPARENT in batch.rows.schema.names:
-        column = batch.rows.column(TRACEPARENT)
-    context = None if column is None else column[row].as_py()
-    parts = (context or "").split("-")
-    return parts[1] if len(parts) == 4 else None
-
-
-def _together(first: Result, second: Result, middle: int) -> Result:
-    moved = [
-        Output(o.topic, o.keys, o.rows, (o.source + np.int32(middle)).astype(np.int32), o.fate) for o in second.outputs
-    ]
-    return Result(
-        [*first.outputs, *moved],
-        {**first.rejects, **{row + middle: reason for row, reason in second.rejects.items()}},
-        {**first.dropped, **{row + middle: reason for row, reason in second.dropped.items()}},
-        first.late + second.late,
-    )

@@ -15,9 +15,10 @@ from penstock import logs
 from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.codec.input import InputDecoder
 from penstock.codec.json import JsonDecoder
+from penstock.fates import FateError
 from penstock.health import Health, HealthServer
 from penstock.intake import Intake, TopicReader
-from penstock.loop import FateError, IncompleteLogError, Loop, Pace
+from penstock.loop import IncompleteLogError, Loop, Pace
 from penstock.observer import Observer
 from penstock.outbox import Outbox
 from penstock.plan import AvroSchema, InputPlan, Plan, PlanError, StagePlan

@@ -11,10 +11,11 @@ import pytest
 
 from penstock.codec.decoded import BadRow, Decoded
 from penstock.dead_letter import DeadLetter
+from penstock.fates import FateError
 from penstock.health import Health
 from penstock.intake import Intake, TopicReader
 from penstock.local.resolve import BrokerHandle
-from penstock.loop import FateError, Loop, Pace
+from penstock.loop import Loop, Pace
 from penstock.observer import Observer
 from penstock.outbox import Outbox
 from penstock.records import Batch, Header, Output, Partition, Reason, Records, Result

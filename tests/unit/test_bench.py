@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bench.cards import data as cards
-from bench.cases import result
 from bench.processes import Measured
 from bench.results import BEGIN, END, markdown, verdict, write_readme
+from bench.workshop import result
 
 
 def test_the_reference_of_the_card_windows_is_what_a_look_at_every_event_gives() -> None:
