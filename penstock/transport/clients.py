@@ -143,9 +143,11 @@ class Consumer(_Client):
         with listed(places) as them:
             check_error(rd.incremental_unassign(self.handle, them))
 
-    def seek(self, place: Place) -> None:
+    def seek(self, place: Place, wait_s: float) -> None:
+        """Returns when it is done: whatever was fetched before is never given out then."""
         with listed([place]) as them:
-            check_error(rd.seek_partitions(self.handle, them, 0))
+            check_error(rd.seek_partitions(self.handle, them, _ms(wait_s)))
+            places_of(them)
 
     def pause(self, places: Iterable[Place]) -> None:
         with listed(places) as them:

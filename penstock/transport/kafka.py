@@ -202,7 +202,7 @@ class KafkaTransport:
             records = [rows for rows in fresh if len(rows)]
             ends = {partition: end for partition, end in ends.items() if partition not in self._revoked}
             for partition in self._revoked & self._starts.keys():  # taken and given back within one poll: read it again
-                self._consumer.seek(Place(partition.topic, partition.number, self._starts[partition]))
+                self._consumer.seek(Place(partition.topic, partition.number, self._starts[partition]), PATIENCE_S)
         return Polled(records, ends)
 
     def _raise_fatal(self, code: int, why: str) -> None:

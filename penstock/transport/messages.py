@@ -26,6 +26,9 @@ from penstock.transport.librdkafka import MESSAGE
 ERR, TOPIC, PARTITION, VALUE, VALUE_SIZE, KEY, KEY_SIZE, OFFSET, TIMESTAMP, HEADERS = range(10)
 """Rows of a survey: what is known of each message. Pointers are numbers; 0 is null."""
 
+MOST_BYTES = (1 << 31) - 1
+"""What one Arrow binary column holds."""
+
 _WORD = ir.IntType(64)
 _NO_BYTES = ctypes.create_string_buffer(1)
 _GET_TIMESTAMP = librdkafka.address("message_timestamp")
@@ -169,27 +172,32 @@ class Survey:
         """The rows of each topic, in the order in which they came."""
         topic, good = self.facts[TOPIC], self.facts[ERR] == 0
         if good.all() and len(topic) and bool((topic == topic[0]).all()):
-            return [_records(self.facts)]
+            return _records(self.facts)
         found: dict[str, list[int]] = {}
         for pointer in dict.fromkeys(topic[good].tolist()):
             found.setdefault(librdkafka.topic_name(pointer), []).append(pointer)
         places = [np.flatnonzero(good & np.isin(topic, pointers)) for pointers in found.values()]
-        return [_records(np.ascontiguousarray(self.facts[:, chosen])) for chosen in places]
+        return [records for chosen in places for records in _records(self.facts[:, chosen])]
 
 
-def _records(facts: npt.NDArray[np.int64]) -> Records:
+def _records(facts: npt.NDArray[np.int64]) -> list[Records]:
     n = facts.shape[1]
+    if n > 1 and max(facts[VALUE_SIZE].sum(), facts[KEY_SIZE].sum()) > MOST_BYTES:
+        return _records(facts[:, : n // 2]) + _records(facts[:, n // 2 :])
+    facts = np.ascontiguousarray(facts)
     headers = _headers(facts[HEADERS], n)
-    return Records(
-        librdkafka.topic_name(int(facts[TOPIC, 0])),
-        _gathered(facts[VALUE], facts[VALUE_SIZE]),
-        _gathered(facts[KEY], facts[KEY_SIZE]),
-        facts[PARTITION].astype(np.int32),
-        facts[OFFSET].copy(),
-        facts[TIMESTAMP].copy(),
-        headers.of,
-        headers.traceparents,
-    )
+    return [
+        Records(
+            librdkafka.topic_name(int(facts[TOPIC, 0])),
+            _gathered(facts[VALUE], facts[VALUE_SIZE]),
+            _gathered(facts[KEY], facts[KEY_SIZE]),
+            facts[PARTITION].astype(np.int32),
+            facts[OFFSET].copy(),
+            facts[TIMESTAMP].copy(),
+            headers.of,
+            headers.traceparents,
+        )
+    ]
 
 
 def _headers(pointers: Int64s, n: int) -> Headers:

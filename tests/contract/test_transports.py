@@ -20,6 +20,7 @@ from penstock.observer import Observer
 from penstock.outbox import Outbox
 from penstock.records import Batch, Header, Output, Partition, Reason, Records, Result
 from penstock.stage import Stage
+from penstock.transport import messages
 from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport
 from tests.contract.worlds import KafkaWorld, MemoryWorld, Recorder, World
 
@@ -539,3 +540,14 @@ def test_headers_belong_to_their_rows_and_a_trace_context_becomes_a_column(world
             traces[value] = None if found is None else found[row].as_py()
     assert headers == dict(zip(values, sent, strict=True))
     assert traces == {b"0": None, b"1": trace.decode(), b"2": None, b"3": None}
+
+
+def test_more_than_one_column_holds_comes_as_several(kafka: KafkaWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = kafka.topic("in")
+    kafka.append(topic, [(b"k", b"v%03d" % i) for i in range(100)])
+    transport = kafka.transport("g")
+    transport.subscribe([topic], Recorder())
+    monkeypatch.setattr(messages, "MOST_BYTES", 60)
+    found = polled(transport, 100)
+    assert all(1 <= len(records) <= 15 for records in found)
+    assert [value for records in found for value in records.values.to_pylist()] == [b"v%03d" % i for i in range(100)]
