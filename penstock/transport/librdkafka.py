@@ -251,8 +251,9 @@ def listed(places: Iterable[Place]) -> Iterator[Any]:
             entry = rd.topic_partition_list_add(made, place.topic.encode(), place.partition).contents
             entry.offset = place.offset
             if place.metadata is not None:
-                text = place.metadata.encode()
-                entry.metadata = rd.mem_malloc(None, len(text) + 1)  # the list frees it
+                # confluent-kafka and what is built on it reads on to a NUL byte
+                text = place.metadata.encode() + b"\0"
+                entry.metadata = rd.mem_malloc(None, len(text))  # the list frees it
                 ctypes.memmove(entry.metadata, text, len(text))
                 entry.metadata_size = len(text)
         yield made
@@ -266,8 +267,9 @@ def places_of(listed: Any) -> list[Place]:
     for entry in listed.contents.elems[: listed.contents.cnt]:
         if entry.err:
             raise KafkaFault(entry.err)
-        metadata = ctypes.string_at(entry.metadata, entry.metadata_size).decode() if entry.metadata_size else None
-        found.append(Place(entry.topic.decode(), entry.partition, entry.offset, metadata))
+        metadata = ctypes.string_at(entry.metadata, entry.metadata_size) if entry.metadata_size else b""
+        text = metadata.rstrip(b"\0").decode() or None
+        found.append(Place(entry.topic.decode(), entry.partition, entry.offset, text))
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
 from penstock.codec.decoded import BadRow, Decoded
 from penstock.dead_letter import DeadLetter
@@ -551,3 +552,17 @@ def test_more_than_one_column_holds_comes_as_several(kafka: KafkaWorld, monkeypa
     found = polled(transport, 100)
     assert all(1 <= len(records) <= 15 for records in found)
     assert [value for records in found for value in records.values.to_pylist()] == [b"v%03d" % i for i in range(100)]
+
+
+def test_a_committed_watermark_is_read_by_other_clients(kafka: KafkaWorld) -> None:
+    topic = kafka.topic("in")
+    kafka.append(topic, [(b"k", b"v")])
+    transport = kafka.transport("g")
+    transport.subscribe([topic], Recorder())
+    polled(transport, 1)
+    transport.commit({Partition(topic, 0): Position(1, 1_795_564_345_034)})
+    reader = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": kafka.group("g")})
+    for _ in range(50):  # what lies behind the text in memory differs
+        (found,) = reader.committed([TopicPartition(topic, 0)], timeout=10)
+        assert (found.offset, found.metadata) == (1, "1795564345034")
+    reader.close()

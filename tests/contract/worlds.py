@@ -80,9 +80,13 @@ class KafkaWorld:
             producer.produce(topic, value, key)
         producer.flush()
 
+    def group(self, name: str) -> str:
+        """The group's name on the broker."""
+        return f"{self._prefix}.{name}"
+
     def transport(self, group: str, slot: int = 0) -> KafkaTransport:
         settings = Settings(bootstrap_servers=self.bootstrap, slot=slot, guarantee=self.guarantee)
-        self._transports.append(KafkaTransport(settings, f"{self._prefix}.{group}", "test"))
+        self._transports.append(KafkaTransport(settings, self.group(group), "test"))
         return self._transports[-1]
 
     def kill(self, transport: Transport) -> None:
