@@ -562,7 +562,6 @@ def test_a_committed_watermark_is_read_by_other_clients(kafka: KafkaWorld) -> No
     polled(transport, 1)
     transport.commit({Partition(topic, 0): Position(1, 1_795_564_345_034)})
     reader = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": kafka.group("g")})
-    for _ in range(50):  # what lies behind the text in memory differs
-        (found,) = reader.committed([TopicPartition(topic, 0)], timeout=10)
-        assert (found.offset, found.metadata) == (1, "1795564345034")
+    (found,) = reader.committed([TopicPartition(topic, 0)], timeout=10)
+    assert (found.offset, found.metadata) == (1, "1795564345034")
     reader.close()
