@@ -85,7 +85,7 @@ class Intake:
     def ended(self, partition: Partition, end: int) -> None:
         """The log was read to its end: a transaction's marker may lie between the last row and ``end``."""
         lane = self._lanes.get(partition)
-        if lane is not None:
+        if lane is not None and end >= lane.next_offset:
             lane.at_end = True
             lane.next_offset = max(lane.next_offset, end)
             if not lane.replaying:
@@ -185,6 +185,11 @@ class Intake:
         for partition in found:
             self._lanes[partition].paused = True
         return found
+
+    @property
+    def paused(self) -> set[Partition]:
+        """Partitions whose buffer was full and has not drained yet."""
+        return {partition for partition, lane in self._lanes.items() if lane.paused}
 
     def roomy(self) -> list[Partition]:
         """Paused partitions whose buffer has drained to half: they are to be resumed."""

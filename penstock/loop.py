@@ -23,11 +23,13 @@ from penstock.outbox import Outbox, UnencodableError
 from penstock.records import Output, Partition, Reason, Result
 from penstock.schemas.registry import TransientLookupError
 from penstock.stage import Companion, Stage
-from penstock.transport.protocol import Position, TransactionAborted, Transport
+from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport
 
 log = logging.getLogger(__name__)
 
 SECOND = 1.0
+MOST_ABORTS = 20
+"""Aborts in a row that name no row, after which a worker starts anew: the fault is not one that passes."""
 MOST_GATHER_S = 0.0125
 """However seldom a stage commits, rows and rebalances are not left waiting for long."""
 
@@ -84,7 +86,9 @@ class Loop:
             clock,
         )
         self._pending: deque[Piece] = deque()
+        self._ends: dict[Partition, int] = {}
         self._held: set[Partition] = set()
+        self._aborts = 0
         self._opened = self._committed = self._second = self._polled = 0.0
         self._full = False
         self._stopping = False
@@ -105,7 +109,9 @@ class Loop:
             self.transport.subscribe(self._topics, self)
             while not self._stopping:
                 self.step()
-            self._commit()
+            self._aborts = 0
+            while self.outbox and self._aborts < 3:
+                self._commit()
         finally:
             self.transport.close()
             if self.companion is not None:
@@ -123,9 +129,12 @@ class Loop:
         self._full = sum(map(len, polled.records)) >= self._pace.max_batch_rows
         for records in polled.records:
             self._pending.extend(self.intake.split(records))
+        self._ends.update(polled.ends)
         self._decode(now)
-        for partition, end in polled.ends.items():
-            self.intake.ended(partition, end)
+        if not self._pending:  # what waits to be decoded lies before the end
+            for partition, end in self._ends.items():
+                self.intake.ended(partition, end)
+            self._ends.clear()
         for work in self.intake.take(now):
             self._work(work)
         self._make_room()
@@ -155,15 +164,16 @@ class Loop:
                 self._observer.waiting("schemas", str(error))
                 if not self._held:
                     log.warning("reading stops until schemas can be looked up: %s", error)
-                    self._held = set(self.intake.lanes)
-                    self.transport.pause(self._held)
+                if new := set(self.intake.lanes) - self._held:
+                    self._held |= new
+                    self.transport.pause(new)
                 return
             self._pending.popleft()
             if work is not None:
                 self._work(work)
         if self._held:
             self._observer.waiting("schemas", None)
-            self.transport.resume(self._held & set(self.intake.lanes))
+            self.transport.resume(self._held & set(self.intake.lanes) - self.intake.paused)
             self._held = set()
 
     def _work(self, work: Work) -> None:
@@ -191,7 +201,7 @@ class Loop:
         guilty = [int(output.source[row]) for output in result.outputs for row in self.outbox.unencodable(output)]
         if not guilty:
             raise error
-        log.warning("%d rows do not fit their output's schema: %s", len(guilty), error)
+        log.warning("%d rows do not fit their output's schema and are dead letters", len(guilty))
         reason = Reason("output does not fit its schema", str(error))
         outputs = []
         for output in result.outputs:
@@ -204,6 +214,8 @@ class Loop:
         return Result(outputs, rejects, dropped, result.late)
 
     def _make_room(self) -> None:
+        if self._held:
+            return
         if crowded := self.intake.crowded():
             self.transport.pause(crowded)
         if roomy := self.intake.roomy():
@@ -242,7 +254,8 @@ class Loop:
             self._commit()
 
     def _commit(self) -> None:
-        """Commits what is open, again and again until it stands: nothing is recomputed for an abort."""
+        """Commits what is open; nothing is recomputed for an abort. Where no row is to blame, the same content is tried
+        again after the next poll, for there alone it is told that partitions are another's."""
         if not self.outbox:
             return
         with self._observer.phase("commit"):
@@ -256,10 +269,23 @@ class Loop:
                     self._observer.aborted()
                     self.transport.abort()
                     self.outbox.resend(aborted.refused)
+                    if not aborted.refused:
+                        self._try_later(aborted)
+                        return
+        self._aborts = 0
         self._committed = self._clock()
         positions = self.outbox.positions
         self._observer.committed(self.outbox.clear(), positions, self._committed)
         self._observer.collect_garbage(gc.collect)
+
+    def _try_later(self, aborted: TransactionAborted) -> None:
+        self._aborts += 1
+        if self._aborts >= MOST_ABORTS:
+            raise Fenced(
+                f"the same transaction was aborted {self._aborts} times in a row: {aborted}. Look whether the output "
+                "topics are there, whether this user may write to them, and at the broker's log"
+            ) from aborted
+        time.sleep(min(0.005 * 2**self._aborts, 1.0))
 
     def assigned(self, committed: Mapping[Partition, Position | None]) -> dict[Partition, int]:
         starts = {}
@@ -332,6 +358,7 @@ class Loop:
             self.intake.close(partition)
             self.stage.release(partition)
         self._held -= gone
+        self._ends = {partition: end for partition, end in self._ends.items() if partition not in gone}
         self._pending = deque(
             Piece(kept, piece.replay)
             for piece in self._pending

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from penstock.records import Header
 from penstock.transport.librdkafka import (
     ASSIGN_PARTITIONS,
+    ERRONEOUS_STATE,
     NO_ERROR,
     ON_DELIVERY,
     ON_ERROR,
@@ -144,10 +145,15 @@ class Consumer(_Client):
             check_error(rd.incremental_unassign(self.handle, them))
 
     def seek(self, place: Place, wait_s: float) -> None:
-        """Returns when it is done: whatever was fetched before is never given out then."""
+        """Returns when it is done: whatever was fetched before is never given out then. A partition that is not being
+        fetched yet has given nothing out."""
         with listed([place]) as them:
             check_error(rd.seek_partitions(self.handle, them, _ms(wait_s)))
-            places_of(them)
+            try:
+                places_of(them)
+            except KafkaFault as fault:
+                if fault.code != ERRONEOUS_STATE:
+                    raise
 
     def pause(self, places: Iterable[Place]) -> None:
         with listed(places) as them:

@@ -227,6 +227,8 @@ class KafkaTransport:
         send = len(self._alone)
         self._alone.append(alone)
         keys, values = column(keys), column(values)
+        if len(keys) != len(values):
+            raise ValueError(f"{len(values)} rows for {topic!r} and {len(keys)} keys: each row has one, or a null")
         if headers is None and not alone:
             self._send_together(topic, keys, values, send)
         else:
@@ -375,5 +377,7 @@ class KafkaTransport:
             self.abort()
         except Fenced as error:  # the newer holder's init_transactions has aborted it already
             log.warning("%s", error)
-        self._consumer.close()
-        self._producer.close()
+        try:
+            self._consumer.close()
+        finally:
+            self._producer.close()

@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+import penstock.loop as loop_module
 from penstock.codec.decoded import BadRow, Decoded
 from penstock.dead_letter import DeadLetter
 from penstock.fates import FateError
@@ -20,9 +22,10 @@ from penstock.loop import Loop, Pace
 from penstock.observer import Observer
 from penstock.outbox import Outbox
 from penstock.records import Batch, Header, Output, Partition, Reason, Records, Result
+from penstock.schemas.registry import TransientLookupError
 from penstock.stage import Stage
 from penstock.transport import messages
-from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport
+from penstock.transport.protocol import Fenced, Polled, Position, TransactionAborted, Transport
 from tests.contract.worlds import KafkaWorld, MemoryWorld, Recorder, World
 
 pytestmark = pytest.mark.kafka
@@ -565,3 +568,56 @@ def test_a_committed_watermark_is_read_by_other_clients(kafka: KafkaWorld) -> No
     (found,) = reader.committed([TopicPartition(topic, 0)], timeout=10)
     assert (found.offset, found.metadata) == (1, "1795564345034")
     reader.close()
+
+
+def test_what_cannot_be_committed_is_tried_after_a_poll_each_and_ends_the_worker_in_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "MOST_ABORTS", 6)
+    place = Workplace(world, partitions=1)
+    world.append(place.source, [(b"k", b"v%d" % i) for i in range(20)])
+    loop = place.worker(Counting(place.target))
+    turns: list[str] = []
+    poll = loop.transport.poll
+
+    def polling(max_rows: int, wait_s: float) -> Polled:
+        turns.append("poll")
+        return poll(max_rows, wait_s)
+
+    def failing(positions: dict[Partition, Position]) -> None:
+        turns.append("commit")
+        raise TransactionAborted("nobody knows this member")
+
+    loop.transport.poll = polling  # type: ignore[method-assign]
+    loop.transport.commit = failing  # type: ignore[method-assign,assignment]
+    with pytest.raises(Fenced, match="aborted 6 times in a row: nobody knows this member"):
+        place.run(loop, lambda: False)
+    first = turns.index("commit")
+    assert turns[first:] == ["commit", *["poll", "commit"] * 5]
+    assert place.values(place.target) == []
+
+
+def test_nothing_is_read_while_schemas_cannot_be_looked_up_and_all_of_it_afterwards(world: World) -> None:
+    place = Workplace(world, partitions=2, merges=True)
+    world.append(place.source, [(b"k%d" % i, b"v%d" % i) for i in range(300)])
+    loop = place.worker(Counting(place.target))
+    reader = loop.intake._readers[place.source]
+    out = [True]
+
+    def look_up(values: pa.BinaryArray) -> Decoded:
+        if out[0]:
+            raise TransientLookupError("the registry does not answer")
+        return decode(values)
+
+    loop.intake._readers[place.source] = replace(reader, decode=look_up)
+    loop.transport.subscribe([place.source], loop)
+    place.go_on([loop], lambda: len(loop._held) == 2 and len(loop._pending) > 0)
+    world.append(place.source, [(b"k%d" % i, b"w%d" % i) for i in range(300)])
+    held = sum(len(piece.records) for piece in loop._pending)
+    for _ in range(20):
+        loop.step()
+    assert sum(len(piece.records) for piece in loop._pending) == held
+    assert not any(loop.intake.drained(partition) for partition in loop.intake.lanes)
+    out[0] = False
+    place.go_on([loop], place.settled(loop, 600))
+    assert len(place.values(place.target)) == 600

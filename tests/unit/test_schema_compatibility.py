@@ -1,6 +1,7 @@
 """FULL_TRANSITIVE: what may change from version to version, in words that name the field; fastavro as the oracle."""
 
 import io
+from contextlib import suppress
 from typing import Any
 
 import fastavro
@@ -105,9 +106,10 @@ def test_what_is_called_compatible_is_read_by_fastavro_both_ways(data: st.DataOb
         return
     for writer, reader in ((old, new), (new, old)):
         row = data.draw(values_of(writer))
-        fastavro.schemaless_reader(
-            io.BytesIO(written(writer, row)), fastavro.parse_schema(writer), fastavro.parse_schema(reader)
-        )
+        with suppress(UnicodeDecodeError):  # Avro lets bytes be read as a string; a row whose bytes are none is bad
+            fastavro.schemaless_reader(
+                io.BytesIO(written(writer, row)), fastavro.parse_schema(writer), fastavro.parse_schema(reader)
+            )
 
 
 @given(st.data())
