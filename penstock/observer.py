@@ -142,7 +142,7 @@ class Observer:
         telemetry.READY.labels(self._stage).set(self._health.ready)
 
     def collect_garbage(self, collect: Callable[[], object]) -> None:
-        """The collector is off in workers, for it would walk thousands of live messages again and again: it runs here,
+        """The collector is off in workers, for a walk over all that lives costs more than it finds: it runs here,
         when memory grew.
         """
         if gc.isenabled():

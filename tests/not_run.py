@@ -20,6 +20,11 @@ def leave_out(config: pytest.Config, items: list[pytest.Item], where: Path) -> b
 def tell(reporter: pytest.TerminalReporter, what: str) -> None:
     """The closing line."""
     reporter.write_line(f"not run: {what}")
+    note(what)
+
+
+def note(what: str) -> None:
+    """For the last lines of ``make test``."""
     if "PENSTOCK_NOT_RUN" in os.environ:
         with Path(os.environ["PENSTOCK_NOT_RUN"]).open("a") as file:
             file.write(f"{what}\n")

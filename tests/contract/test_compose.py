@@ -16,6 +16,7 @@ from penstock.compiling import compile_pipeline
 from penstock.env_example import variables
 from penstock.settings import Settings
 from tests.contract.test_wheels import find_uv
+from tests.not_run import note
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
@@ -63,11 +64,13 @@ def compose_command() -> list[str] | None:
 
 def test_compose_accepts_the_file_where_it_is_installed() -> None:
     command = compose_command()
-    if command is not None:
-        done = subprocess.run(
-            [*command, "-f", "compose.yaml", "config", "-q"], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+    if command is None:
+        note("docker compose config, no docker compose on this machine (the file's keys are checked all the same)")
+        return
+    done = subprocess.run(
+        [*command, "-f", "compose.yaml", "config", "-q"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_key_is_mistyped() -> None:
