@@ -267,11 +267,13 @@ class Loop:
                 except TransactionAborted as aborted:
                     log.warning("transaction aborted and sent again: %s", aborted)
                     self._observer.aborted()
+                    self._observer.waiting("commit", f"the transaction was aborted: {aborted}")
                     self.transport.abort()
                     self.outbox.resend(aborted.refused)
                     if not aborted.refused:
                         self._try_later(aborted)
                         return
+        self._observer.waiting("commit", None)
         self._aborts = 0
         self._committed = self._clock()
         positions = self.outbox.positions

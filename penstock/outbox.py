@@ -230,9 +230,10 @@ class Outbox:
         dead letter and leaves all outputs.
         """
         by_send: dict[int, dict[int, str]] = {}
-        for refusal in refused:
+        sure = [refusal for refusal in refused if refusal.sure]
+        for refusal in sure or refused:  # what else was refused is again, once these are gone
             by_send.setdefault(refusal.send, {})[refusal.row] = refusal.message
-        suspects = [n for n, rows in by_send.items() if len(rows) > 1 and not self._sends[n].alone]
+        suspects = [n for n, rows in by_send.items() if len(rows) > 1 and not sure and not self._sends[n].alone]
         for number in suspects:
             self._sends[number].alone = True
         letters: list[_Send] = []

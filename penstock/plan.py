@@ -258,6 +258,8 @@ class Plan(Planned):
             return Plan.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise PlanError(f"no plan at {path}. Make it with `penstock plan PIPELINE --out {path}`") from None
+        except OSError as error:
+            raise PlanError(f"{path} is no plan that can be read: {error.strerror}") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])

@@ -260,6 +260,9 @@ class KafkaTransport:
                 self._refuse(send, row, fault.code)
             if alone:
                 self._producer.flush(PATIENCE_S)
+                if self._failed:  # this one is guilty, and all of it goes again without it
+                    self._unsent = self._failed[0].message
+                    return
 
     def _make_room(self, rows: int) -> None:
         while (waiting := self._producer.waiting) and waiting + rows > MOST_WAITING:
@@ -270,7 +273,7 @@ class KafkaTransport:
         if code == librdkafka.FATAL:
             raise Fenced(f"slot {self._group}: {self._producer.fatal_error() or why}")
         if code in _ROW_FAULTS:
-            self._refused.append(Refusal(send, row, why))
+            self._refused.append(Refusal(send, row, why, sure=True))
         else:  # the transaction has failed already: this row is not to blame, and goes again with the others
             self._unsent = why
 

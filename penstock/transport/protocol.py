@@ -20,12 +20,13 @@ class Position(NamedTuple):
 
 class Refusal(NamedTuple):
     """A row that the client or the broker would not take: ``row`` of the ``send`` numbered ``send`` in this
-    transaction.
+    transaction. ``sure``: it is this very row; else one of its request, all of whose rows fail together.
     """
 
     send: int
     row: int
     message: str
+    sure: bool = False
 
 
 class TransactionAborted(Exception):

@@ -621,3 +621,31 @@ def test_nothing_is_read_while_schemas_cannot_be_looked_up_and_all_of_it_afterwa
     out[0] = False
     place.go_on([loop], place.settled(loop, 600))
     assert len(place.values(place.target)) == 600
+
+
+class Growing(Counting):
+    """Its output of a value that begins with ``big`` is larger than the client sends."""
+
+    def process(self, batch: Batch) -> Result:
+        (output,) = super().process(batch).outputs
+        values = [v * 200_000 if v.startswith(b"big") else v for v in output.rows.column("value").to_pylist()]
+        return Result([replace(output, rows=pa.RecordBatch.from_pydict({"value": pa.array(values, pa.binary())}))])
+
+
+def test_rows_that_the_client_refuses_are_known_at_once_and_no_other_row_goes_alone(kafka: KafkaWorld) -> None:
+    place = Workplace(kafka, partitions=1)
+    kafka.append(place.source, [(b"k", b"big%03d" % i if i in (7, 300) else b"v%03d" % i) for i in range(600)])
+    loop = place.worker(Counting(place.target))
+    loop.stage = Growing(place.target)
+    alone: list[bool] = []
+    send = loop.transport.send
+
+    def sending(*row: Any, **told: Any) -> None:
+        alone.append(told.get("alone", False))
+        send(*row, **told)
+
+    loop.transport.send = sending  # type: ignore[method-assign]
+    place.run(loop, place.settled(loop, 600))
+    assert not any(alone)
+    assert len(place.values(place.target)) == 598
+    assert place.values(place.dead) == [b"big007", b"big300"]

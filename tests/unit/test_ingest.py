@@ -105,6 +105,8 @@ def test_a_valid_event_goes_out_with_its_envelope_keyed_by_its_entity() -> None:
         ({"who": "abc"}, "pattern mismatch"),
         ({"at": NOW + 1001}, "event time in the future"),
         ({"at": None}, "no event time"),
+        ({"at": -100_000_000_000_000_000}, "event time out of range"),
+        ({"at": -(2**63)}, "event time out of range"),
     ],
 )
 def test_what_the_schema_forbids_is_a_reject_that_names_field_and_rule(row: dict[str, Any], kind: str) -> None:

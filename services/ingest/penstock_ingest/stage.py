@@ -13,6 +13,8 @@ from penstock.stage import Stage, StageKind
 from penstock_ingest.checks import declared_checks, first_failures
 
 MILLISECONDS = pa.timestamp("ms")
+EARLIEST_MS = -62_135_596_800_000
+"""The year 1: what is earlier is no date to Python, Feast and most of those who read on."""
 
 
 class IngestStage(Stage):
@@ -43,7 +45,8 @@ class IngestStage(Stage):
         return Result([output], rejects)
 
     def _mistimed(self, batch: Batch) -> dict[int, Reason]:
-        ahead = batch.event_time - (batch.timestamp + self._event.future_ms)
+        times = np.maximum(batch.event_time, EARLIEST_MS)  # a difference to less may not fit in 64 bits
+        ahead = times - (batch.timestamp + self._event.future_ms)
         found = {
             row: Reason(
                 "event time in the future",
@@ -52,6 +55,11 @@ class IngestStage(Stage):
             )
             for row in np.flatnonzero(ahead > 0).tolist()
         }
+        for row in np.flatnonzero(batch.event_time < EARLIEST_MS).tolist():
+            found[row] = Reason(
+                "event time out of range",
+                f"the event time is {batch.event_time[row]} ms since 1970, before the year 1; is it in another unit?",
+            )
         for row in np.flatnonzero(batch.event_time == NO_TIME).tolist():
             found[row] = Reason("no event time", "the event time is null; without it no window can hold the event")
         return found
