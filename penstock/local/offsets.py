@@ -5,7 +5,7 @@ themselves.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
@@ -17,7 +17,8 @@ from penstock.topics import admin_client
 from penstock.transport.protocol import Position
 
 MARKER = 1
-"""A transaction's marker at the end of a log is never committed by a consumer: it is no lag."""
+"""A transaction's marker at the end of a log is never committed by a consumer: it is no lag. Each stage that writes to
+a topic may leave one behind the last row."""
 TIMEOUT_S = 15.0
 LOOK_EVERY_S = 0.03
 NOT_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE)
@@ -27,11 +28,13 @@ PATIENCE_S = 2 * TIMEOUT_S
 
 @dataclass(frozen=True, slots=True)
 class Offsets:
-    """One look. ``ends``: end offset of every partition; ``committed``: by stage and partition of its inputs."""
+    """One look. ``ends``: end offset of every partition; ``committed``: by stage and partition of its inputs;
+    ``markers``: by topic, how many may lie behind its last row."""
 
     at: float
     ends: Mapping[Partition, int]
     committed: Mapping[str, Mapping[Partition, Position]]
+    markers: Mapping[str, int] = field(default_factory=dict)
 
     def end(self, topic: str) -> int:
         """End offsets of the topic's partitions, summed."""
@@ -42,7 +45,7 @@ class Offsets:
         found = {}
         for source in stage.inputs:
             left = (self._left(stage.name, partition) for partition in self.ends if partition.topic == source.topic)
-            found[source.topic] = sum(rows for rows in left if rows > MARKER)
+            found[source.topic] = sum(rows for rows in left if rows > self.markers.get(source.topic, MARKER))
         return found
 
     def watermark(self, stage: StagePlan) -> int | None:
@@ -51,7 +54,9 @@ class Offsets:
         slowest = FAR
         for source in stage.inputs:
             for partition in self.ends:
-                if partition.topic != source.topic or self._left(stage.name, partition) <= MARKER:
+                if partition.topic != source.topic:
+                    continue
+                if self._left(stage.name, partition) <= self.markers.get(partition.topic, MARKER):
                     continue
                 at = self.committed[stage.name].get(partition)
                 if at is None:
@@ -74,6 +79,8 @@ class OffsetReader:
     def __init__(self, plan: Plan, settings: Settings, stages: Sequence[StagePlan] | None = None) -> None:
         self._plan, self._stages = plan, stages if stages is not None else plan.stages
         topics = {source.topic for stage in self._stages for source in stage.inputs}
+        writers = [topic for stage in plan.stages for topic in stage.outputs]
+        self._markers = {topic.name: max(MARKER, writers.count(topic.name)) for topic in plan.topics}
         self._admin: AdminClient = admin_client(settings)
         self._latest = {
             TopicPartition(topic.name, number): OffsetSpec.latest()
@@ -100,7 +107,7 @@ class OffsetReader:
             }
             for name, answer in asked.items()
         }
-        return Offsets(time.monotonic(), self.ends(), committed)
+        return Offsets(time.monotonic(), self.ends(), committed, self._markers)
 
     def ends(self) -> dict[Partition, int]:
         """End offset of every partition of the plan's topics. Raises ``KafkaException``."""

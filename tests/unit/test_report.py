@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 """What a run is told by: counts of fates, the summary and its verdict, the plots, the view on a terminal."""
 
 import io
@@ -201,6 +203,15 @@ def test_the_watermark_of_a_stage_counts_only_partitions_with_lag(
 ) -> None:
     plan = visits()
     assert looked(plan, ends, committed).watermark(plan.stages[0]) == expected
+
+
+def test_a_marker_of_each_writer_behind_the_last_row_is_no_lag() -> None:
+    plan = visits()
+    look = looked(plan, 10, 8)
+    stage, (topic, *_) = plan.stages[0], [source.topic for source in plan.stages[0].inputs]
+    assert look.lag(stage)[topic] == 2
+    two = replace(look, markers={topic: 2})
+    assert (two.lag(stage)[topic], two.watermark(stage)) == (0, FAR)
 
 
 @pytest.mark.parametrize(("sent", "expected"), [(10, 900), (11, None)])
