@@ -1,10 +1,9 @@
-from dataclasses import replace
-
 """What a run is told by: counts of fates, the summary and its verdict, the plots, the view on a terminal."""
 
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
