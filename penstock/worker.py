@@ -72,10 +72,10 @@ def find_main(name: str) -> Callable[[Plan, str, Settings], int] | None:
 def run(plan: Plan, name: str, settings: Settings) -> int:
     """Runs stage or worker ``name`` until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 it cannot go on."""
     logs.set_up(name, settings.slot, settings.log_level)
-    log.info("%s of %s, slot %d, with Kafka at %s", name, plan.pipeline, settings.slot, settings.bootstrap_servers)
     _share_arenas()
     try:
         with Slot(settings.state_dir, plan.group(name), settings.slot):
+            log.info("%s of %s, with Kafka at %s", name, plan.pipeline, settings.bootstrap_servers)
             main = find_main(name)
             return main(plan, name, settings) if main is not None else _run_stage(plan, name, settings)
     except (PlanError, SlotTaken, IncompleteLogError, OSError) as error:
