@@ -260,6 +260,7 @@ class Loop:
             return
         with self._observer.phase("commit"):
             self.outbox.add_unsourced(self.stage.flush())
+            refused = False
             while True:
                 try:
                     self.transport.commit(self.outbox.positions)
@@ -270,9 +271,11 @@ class Loop:
                     self._observer.waiting("commit", f"the transaction was aborted: {aborted}")
                     self.transport.abort()
                     self.outbox.resend(aborted.refused)
-                    if not aborted.refused:
+                    if not (aborted.refused or refused):
                         self._try_later(aborted)
                         return
+                    # a refusal leaves a gap in librdkafka's sequence numbers, over which it aborts once more
+                    refused = bool(aborted.refused)
         self._observer.waiting("commit", None)
         self._aborts = 0
         self._committed = self._clock()

@@ -5,6 +5,7 @@ that are no longer ours and less the rows that the broker refused, which become 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,8 @@ from penstock.lanes import Work
 from penstock.records import Header, Int32s, Output, Partition, Reason, Records, Result, column
 from penstock.transport.protocol import Fenced, Position, Refusal, Transport
 
+PARTS = 16
+"""An abort and its transaction cost as much as some dozen requests one after the other."""
 UNENCODABLE = (ValueError, pa.ArrowInvalid, KeyError, TypeError)
 Encode = Callable[[pa.RecordBatch], "pa.BinaryArray"]
 
@@ -32,6 +35,12 @@ class _Send:
     source: Int32s
     work: Work | None
     alone: bool = False
+
+    def part(self, start: int, stop: int, *, alone: bool) -> "_Send":
+        """Rows ``start`` to ``stop``; nothing is copied."""
+        n, headers = stop - start, None if self.headers is None else self.headers[start:stop]
+        keys, values = self.keys.slice(start, n), self.values.slice(start, n)
+        return _Send(self.topic, keys, values, headers, self.source[start:stop], self.work, alone)
 
     def keep(self, mask: Sequence[bool] | np.ndarray) -> None:
         chosen = np.flatnonzero(mask)
@@ -225,25 +234,37 @@ class Outbox:
         return Output(self._dropped_topic, batch.keys.take(pa.array(rows)), pa.RecordBatch.from_pydict(columns), rows)
 
     def resend(self, refused: Sequence[Refusal]) -> None:
-        """After an abort: everything again in a new transaction. When the broker refused several rows of one batch, the
-        suspects go one by one first, so that the next refusal names the guilty alone; a guilty row's source becomes a
-        dead letter and leaves all outputs.
+        """After an abort: everything again in a new transaction. Of rows that were refused together one is guilty, and
+        parts of them are tried until it stands alone; its source becomes a dead letter and leaves all outputs.
         """
         by_send: dict[int, dict[int, str]] = {}
         sure = [refusal for refusal in refused if refusal.sure]
         for refusal in sure or refused:  # what else was refused is again, once these are gone
             by_send.setdefault(refusal.send, {})[refusal.row] = refusal.message
-        suspects = [n for n, rows in by_send.items() if len(rows) > 1 and not sure and not self._sends[n].alone]
-        for number in suspects:
-            self._sends[number].alone = True
         letters: list[_Send] = []
-        if not suspects:
+        if sure or len(refused) == 1:
             letters = self._condemn(by_send)
+        else:
+            self._part(by_send)
         again, self._sends = self._sends, []
         self.tally.rows_out = {}
         for send in [*again, *letters]:
             if len(send.values):
                 self._send(send)
+
+    def _part(self, suspects: Mapping[int, Iterable[int]]) -> None:
+        """Cuts each send with suspects, in order, into what lies before them, parts of them, and what lies behind."""
+        parts: list[_Send] = []
+        for number, send in enumerate(self._sends):
+            rows = sorted(suspects.get(number, ()))
+            if not rows:
+                parts.append(send)
+                continue
+            first, end = rows[0], rows[-1] + 1
+            inner = {rows[len(rows) * n // PARTS] for n in range(PARTS)}
+            for start, stop in pairwise(sorted({0, *inner, end, len(send.values)})):
+                parts.append(send.part(start, stop, alone=send.alone or first <= start < end))
+        self._sends = parts
 
     def _condemn(self, by_send: Mapping[int, Mapping[int, str]]) -> list[_Send]:
         """Takes the guilty rows' sources out of all outputs and returns their dead letters. Every refusal is traced to

@@ -94,7 +94,7 @@ class KafkaTransport:
         client = {**settings.kafka(), "client.id": slot}
         self._stage, self._group = stage, group
         self._exactly_once = settings.guarantee == "exactly_once"
-        self._alone: list[bool] = []
+        self._sends = 0
         self._transaction = 0
         self._refused: list[Refusal] = []
         self._failed: list[Refusal] = []
@@ -224,15 +224,22 @@ class KafkaTransport:
         if self._exactly_once and not self._open:
             self._producer.begin()
         self._open = True
-        send = len(self._alone)
-        self._alone.append(alone)
+        send, self._sends = self._sends, self._sends + 1
         keys, values = column(keys), column(values)
         if len(keys) != len(values):
             raise ValueError(f"{len(values)} rows for {topic!r} and {len(keys)} keys: each row has one, or a null")
-        if headers is None and not alone:
+        if alone:
+            self._producer.flush(PATIENCE_S)
+        if self._unsent is not None:  # the transaction is lost, and all of this goes again
+            return
+        if headers is None:
             self._send_together(topic, keys, values, send)
         else:
-            self._send_one_by_one(topic, keys, values, headers, send, alone)
+            self._send_one_by_one(topic, keys, values, headers, send)
+        if alone:
+            self._producer.flush(PATIENCE_S)
+            if self._failed:  # what comes behind them would only fail with them
+                self._unsent = self._failed[0].message
         self._producer.poll()
 
     def _send_together(self, topic: str, keys: "pa.Array", values: "pa.Array", send: int) -> None:
@@ -247,22 +254,16 @@ class KafkaTransport:
         topic: str,
         keys: "pa.Array",
         values: "pa.Array",
-        headers: Sequence[list[Header]] | None,
+        headers: Sequence[list[Header]],
         send: int,
-        alone: bool,
     ) -> None:
         for row, (key, value) in enumerate(zip(keys.to_pylist(), values.to_pylist(), strict=True)):
             self._make_room(1)
             mark = _Mark(self._transaction, send, row).number
             try:
-                self._producer.produce_one(topic, key, value, headers[row] if headers else [], mark)
+                self._producer.produce_one(topic, key, value, headers[row], mark)
             except KafkaFault as fault:
                 self._refuse(send, row, fault.code)
-            if alone:
-                self._producer.flush(PATIENCE_S)
-                if self._failed:  # this one is guilty, and all of it goes again without it
-                    self._unsent = self._failed[0].message
-                    return
 
     def _make_room(self, rows: int) -> None:
         while (waiting := self._producer.waiting) and waiting + rows > MOST_WAITING:
@@ -282,13 +283,13 @@ class KafkaTransport:
         if self._refused or self._unsent is not None:
             self._producer.flush(PATIENCE_S)
             why = self._unsent or "rows were refused by the client"
-            raise TransactionAborted(why, [*self._refused, *self._named()])
+            raise TransactionAborted(why, [*self._refused, *self._failed])
         try:
             if not self._exactly_once:
                 while not self._producer.flush(PATIENCE_S):
                     log.warning("%d rows are not delivered yet", self._producer.waiting)
                 if self._failed or self._unsent is not None:
-                    raise TransactionAborted(self._unsent or "rows were refused", self._named())
+                    raise TransactionAborted(self._unsent or "rows were refused", self._failed)
                 if places:
                     self._consumer.commit(places)
             else:
@@ -302,7 +303,7 @@ class KafkaTransport:
         except KafkaFault as fault:
             if not self._exactly_once or fault.abortable:
                 self._producer.flush(PATIENCE_S)  # the reports that name the rows may still be on their way
-                raise TransactionAborted(str(fault), self._named()) from fault
+                raise TransactionAborted(str(fault), self._failed) from fault
             raise Fenced(f"slot {self._group}: {fault}") from fault
         self._forget()
 
@@ -318,17 +319,7 @@ class KafkaTransport:
     def _forget(self) -> None:
         self._open = False
         self._transaction += 1
-        self._alone, self._refused, self._failed, self._unsent = [], [], [], None
-
-    def _named(self) -> list[Refusal]:
-        """The rows of the failed deliveries. When the broker refuses one row of a request, all of the request's rows
-        fail; among rows that were sent alone only the first failure counts, for it brings down those after it."""
-        named: list[Refusal] = []
-        for refusal in self._failed:
-            named.append(refusal)
-            if self._alone[refusal.send]:
-                break
-        return sorted(set(named))
+        self._sends, self._refused, self._failed, self._unsent = 0, [], [], None
 
     def _insist(self, call: Callable[[], None], what: str) -> None:
         """Retriable errors mean the same call again: a commit that timed out goes on in the background."""

@@ -180,7 +180,7 @@ class MemoryTransport:
             for row, (key, value) in enumerate(zip(keys, values, strict=True)):
                 why = self.broker.refuses(topic, Row(key, value, headers[row] if headers else [], 0))
                 if why is not None:
-                    refused.append(Refusal(number, row, why))
+                    refused.append(Refusal(number, row, why, sure=True))
         if refused:
             raise TransactionAborted("rows were refused", refused)
         touched = set()

@@ -85,8 +85,8 @@ class Transport(Protocol):
         alone: bool = False,
     ) -> None:
         """Adds rows to the transaction, opening one if none is. ``keys``, ``values``: binary[n] or string[n], null for
-        none. Sends are numbered from 0 in each transaction. ``alone``: each row in a request of its own, so that a
-        refusal names it and not its neighbours.
+        none. Sends are numbered from 0 in each transaction. ``alone``: in requests of their own, so that a refusal
+        brings down no row of another send.
         """
 
     def commit(self, positions: Mapping[Partition, Position]) -> None:

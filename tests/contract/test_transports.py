@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -621,6 +621,52 @@ def test_nothing_is_read_while_schemas_cannot_be_looked_up_and_all_of_it_afterwa
     out[0] = False
     place.go_on([loop], place.settled(loop, 600))
     assert len(place.values(place.target)) == 600
+
+
+def commits(loop: Loop) -> list[str]:
+    """What each of the loop's tries to commit came to."""
+    found: list[str] = []
+    commit = loop.transport.commit
+
+    def counted(positions: Mapping[Partition, Position]) -> None:
+        try:
+            commit(positions)
+        except TransactionAborted as aborted:
+            found.append(f"{len(aborted.refused)} refused")
+            raise
+        found.append("committed")
+
+    loop.transport.commit = counted  # type: ignore[method-assign]
+    return found
+
+
+def test_two_rows_that_the_broker_refuses_among_thousands_are_found_in_a_few_tries(kafka: KafkaWorld) -> None:
+    place = Workplace(kafka, partitions=1, max_message_bytes="200000")
+    noise = np.random.default_rng(1)
+    guilty = {1500: b"big1500" + noise.bytes(300_000), 2900: b"big2900" + noise.bytes(300_000)}
+    kafka.append(place.source, [(b"k%d" % (i % 7), guilty.get(i, b"v%04d" % i)) for i in range(4000)])
+    loop = place.worker(Counting(place.target))
+    tries = commits(loop)
+    place.run(loop, place.settled(loop, 4000))
+    assert place.values(place.dead) == list(guilty.values())
+    kept = [value.split(b"=")[0] for value in place.values(place.target)]
+    assert kept == [b"v%04d" % i for i in range(4000) if i not in guilty]
+    assert 2 <= tries.count("1 refused") <= 4
+    assert len(tries) < 30, tries
+
+
+def test_rows_too_large_together_go_in_parts_and_none_is_blamed(kafka: KafkaWorld) -> None:
+    place = Workplace(kafka, partitions=1, max_message_bytes="20000")
+    noise = np.random.default_rng(1)
+    values = [b"%04d" % i + noise.bytes(96) for i in range(1000)]
+    kafka.append(place.source, [(b"k", value) for value in values])
+    loop = place.worker(Counting(place.target))
+    tries = commits(loop)
+    place.run(loop, place.settled(loop, 1000))
+    assert "committed" in tries
+    assert any(tried.endswith("refused") for tried in tries)
+    assert place.values(place.dead) == []
+    assert [value[:100] for value in place.values(place.target)] == values
 
 
 class Growing(Counting):

@@ -27,7 +27,7 @@ def test_a_row_refused_in_two_outputs_takes_no_innocent_row_with_it() -> None:
     source = np.arange(n, dtype=np.int32)
     outbox.add(work, Result([Output(topic, keys, rows, source) for topic in ("one", "two")]))
     transport.abort()
-    outbox.resend([Refusal(0, 1, "too large"), Refusal(1, 1, "too large")])
+    outbox.resend([Refusal(number, 1, "too large", sure=True) for number in (0, 1)])
     transport.commit({})
     for topic in ("one", "two"):
         assert [row.value for row in broker.rows(topic)] == [b"a", b"c", b"d"]
