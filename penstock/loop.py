@@ -142,7 +142,7 @@ class Loop:
             self._second = now
             self._every_second(now)
         elif not self._observer.ready:  # somebody waits for it: a second is a third of a start
-            self._observer.every_second(self.intake, self.transport, now, self.stage.sizes())
+            self._tell(now)
         self._commit_when_due(drained=not polled.records and not self._pending)
 
     def _gather(self) -> None:
@@ -225,7 +225,10 @@ class Loop:
         if not any(self.intake.replay_left(partition) for partition in self.intake.lanes):
             self.outbox.add_unsourced(self.stage.tick(int(now * 1000)))
         self._hold_back()
-        self._observer.every_second(self.intake, self.transport, now, self.stage.sizes())
+        self._tell(now)
+
+    def _tell(self, now: float) -> None:
+        self._observer.every_second(self.intake, self.transport, self.outbox.positions, now, self.stage.sizes())
 
     def _hold_back(self) -> None:
         """Keeps a re-keyed topic in order across workers: nobody runs further than half the lateness past the slowest
@@ -293,7 +296,7 @@ class Loop:
         time.sleep(min(0.005 * 2**self._aborts, 1.0))
 
     def assigned(self, committed: Mapping[Partition, Position | None]) -> dict[Partition, int]:
-        starts = {}
+        starts, done = {}, {}
         for partition, at in committed.items():
             low, high = self.transport.bounds(partition)
             live = at or Position(low)
@@ -311,9 +314,9 @@ class Loop:
             start = self._replay_start(partition, live, low)
             self.stage.restore(partition, None)
             self.intake.open(partition, start, live)
-            starts[partition] = start
+            starts[partition], done[partition] = start, live.offset
             log.info("assigned %s from %d, live from %d", partition, start, live.offset)
-        self._observer.assignment(self.intake.lanes)
+        self._observer.assignment(self.intake.lanes, done)
         return starts
 
     def _replay_start(self, partition: Partition, live: Position, low: int) -> int:
@@ -369,5 +372,5 @@ class Loop:
             for piece in self._pending
             if len(kept := piece.records.without({p.number for p in gone if p.topic == piece.records.topic}))
         )
-        self._observer.assignment(self.intake.lanes)
+        self._observer.assignment(self.intake.lanes, {})
         log.info("let go of %s", ", ".join(map(str, sorted(gone))))

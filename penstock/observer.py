@@ -5,7 +5,7 @@ loop does.
 import gc
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -101,8 +101,10 @@ class Observer:
             telemetry.PHASE_SECONDS.labels(stage, phase).inc(spent)
         self._phases.clear()
 
-    def assignment(self, lanes: Iterable[Partition]) -> None:
+    def assignment(self, lanes: Iterable[Partition], starts: Mapping[Partition, int]) -> None:
+        """These are the worker's partitions; ``starts``: of the new ones, the offsets that the group has committed."""
         owned = set(lanes)
+        self._committed.update(starts)
         telemetry.REBALANCES.labels(self._stage).inc()
         telemetry.ASSIGNED.labels(self._stage).set(len(owned))
         for partition in [p for p in self._committed if p not in owned]:
@@ -115,10 +117,15 @@ class Observer:
         self._health.wait("partitions", None if owned else "no partition is assigned to this worker")
 
     def every_second(
-        self, intake: Intake, transport: Transport, now: float, sizes: Mapping[str, tuple[int, int]]
+        self,
+        intake: Intake,
+        transport: Transport,
+        uncommitted: Container[Partition],
+        now: float,
+        sizes: Mapping[str, tuple[int, int]],
     ) -> None:
         """Lag of every partition, replay left, and with them readiness; ``sizes``: bytes and entries of each part of
-        the state."""
+        the state. What is read but not committed is lag too."""
         for view, (held, keys) in sizes.items():
             telemetry.STATE_BYTES.labels(self._stage, view).set(held)
             telemetry.STATE_KEYS.labels(self._stage, view).set(keys)
@@ -134,7 +141,8 @@ class Observer:
                 unheard.append(str(partition))
                 continue
             stamp, _ = self._seen.get(partition, (0, 0))
-            lag = 0 if intake.drained(partition) else max(0, high - self._committed.get(partition, high))
+            done = intake.drained(partition) and partition not in uncommitted  # a marker at the end is no lag
+            lag = 0 if done else max(0, high - self._committed[partition])
             telemetry.LAG_RECORDS.labels(*labels).set(lag)
             telemetry.LAG_SECONDS.labels(*labels).set(max(0.0, now - stamp / 1000) if lag and stamp else 0.0)
         self._health.wait("replay", ", ".join(replaying) or None)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from prometheus_client import REGISTRY
 
 import penstock.loop as loop_module
 from penstock.codec.decoded import BadRow, Decoded
@@ -595,6 +596,36 @@ def test_what_cannot_be_committed_is_tried_after_a_poll_each_and_ends_the_worker
     first = turns.index("commit")
     assert turns[first:] == ["commit", *["poll", "commit"] * 5]
     assert place.values(place.target) == []
+
+
+def lag(place: Workplace) -> float | None:
+    labels = {"stage": "test", "topic": place.source, "partition": "0"}
+    return REGISTRY.get_sample_value("penstock_consumer_lag_records", labels)
+
+
+def test_lag_is_what_is_not_committed_whether_read_or_not(world: World) -> None:
+    place = Workplace(world, partitions=1)
+    world.append(place.source, [(b"k", b"v%d" % i) for i in range(20)])
+    loop = place.worker(Counting(place.target))
+    commit = loop.transport.commit
+    failing = [True]
+
+    def may_fail(positions: dict[Partition, Position]) -> None:
+        if failing[0]:
+            raise TransactionAborted("the test aborts this one")
+        commit(positions)
+
+    loop.transport.commit = may_fail  # type: ignore[method-assign,assignment]
+    place.run(loop, lambda: bool(loop._aborts))
+    loop._second = 0.0
+    loop.step()
+    assert loop.intake.drained(Partition(place.source, 0))
+    assert lag(place) == 20
+    failing[0] = False
+    place.go_on([loop], place.settled(loop, 20))
+    loop._second = 0.0
+    loop.step()
+    assert lag(place) == 0
 
 
 def test_nothing_is_read_while_schemas_cannot_be_looked_up_and_all_of_it_afterwards(world: World) -> None:
