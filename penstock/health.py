@@ -2,25 +2,46 @@
 
 import json
 import threading
+import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+STUCK_S = 5.0
+"""A loop that is longer than this in one call is not ready, whatever it waits for."""
+
 
 class Health:
     """What a worker knows of itself. ``waiting_for`` maps what is missing to why; empty means ready."""
 
-    def __init__(self) -> None:
-        self.waiting_for: dict[str, str] = {"start": "the worker is starting"}
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._waiting_for: dict[str, str] = {"start": "the worker is starting"}
+        self._doing: tuple[str, float] | None = None
+        self._clock = clock
         self.alive = True
 
     def wait(self, what: str, why: str | None) -> None:
         """``what`` is missing because of ``why``; None when it is there."""
         if why is None:
-            self.waiting_for.pop(what, None)
+            self._waiting_for.pop(what, None)
         else:
-            self.waiting_for[what] = why
+            self._waiting_for[what] = why
+
+    def began(self, phase: str) -> None:
+        """The loop is in ``phase`` from now on, until ``ended``."""
+        self._doing = phase, self._clock()
+
+    def ended(self) -> None:
+        self._doing = None
+
+    @property
+    def waiting_for(self) -> dict[str, str]:
+        doing = self._doing  # the loop's thread may be done with it any moment
+        if doing is None or (spent := self._clock() - doing[1]) < STUCK_S:
+            return dict(self._waiting_for)
+        return {**self._waiting_for, "loop": f"in {doing[0]} for {spent:.0f} s"}
 
     @property
     def ready(self) -> bool:
@@ -38,7 +59,7 @@ class HealthServer:
                 if self.path == "/health/live":
                     return self._say_json(200 if health.alive else 503, {"alive": health.alive})
                 if self.path == "/health/ready":
-                    answer = {"ready": health.ready, "waiting_for": dict(health.waiting_for)}
+                    answer = {"ready": health.ready, "waiting_for": health.waiting_for}
                     return self._say_json(200 if health.ready else 503, answer)
                 return self._say_json(
                     404, {"error": f"no {self.path}; there are /metrics, /health/live, /health/ready"}

@@ -23,7 +23,7 @@ from penstock.outbox import Outbox, UnencodableError
 from penstock.records import Output, Partition, Reason, Result
 from penstock.schemas.registry import TransientLookupError
 from penstock.stage import Companion, Stage
-from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport
+from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -237,15 +237,24 @@ class Loop:
         if not self.intake.merges:
             return
         for topic in self._topics:
-            others = {Partition(topic, n) for n in range(self._observer.partitions(topic))} - set(self.intake.lanes)
-            slowest = None
-            for partition, at in (self.transport.committed(others) if others else {}).items():
-                if at is not None and at.offset + 1 < self.transport.bounds(partition)[1]:  # + 1: a marker is no lag
-                    slowest = at.watermark if slowest is None else min(slowest, at.watermark)
+            try:
+                slowest = self._slowest_elsewhere(topic)
+            except Unavailable as error:  # what was heard last holds
+                log.warning("nothing heard of the other workers: %s", error)
+                continue
             if slowest is None:
                 self.intake.hold_after.pop(topic, None)
             else:
                 self.intake.hold_after[topic] = slowest + self._pace.lateness_ms // 2
+
+    def _slowest_elsewhere(self, topic: str) -> int | None:
+        """The least watermark of the topic's partitions with lag that other workers have; None if there is none."""
+        others = {Partition(topic, n) for n in range(self._observer.partitions(topic))} - set(self.intake.lanes)
+        slowest = None
+        for partition, at in (self.transport.committed(others) if others else {}).items():
+            if at is not None and at.offset + 1 < self.transport.bounds(partition)[1]:  # + 1: a marker is no lag
+                slowest = at.watermark if slowest is None else min(slowest, at.watermark)
+        return slowest
 
     def _commit_when_due(self, *, drained: bool) -> None:
         if not self.outbox:

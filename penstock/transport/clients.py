@@ -34,6 +34,7 @@ from penstock.transport.librdkafka import (
     check_error,
     content_of,
     listed,
+    named,
     places_of,
     rd,
 )
@@ -114,7 +115,7 @@ class Consumer(_Client):
                     self._answered = True
                     check_error((rd.incremental_assign if assigned else rd.incremental_unassign)(handle, them))
             else:
-                self._on_rebalance(assigned, places_of(them), not assigned and bool(rd.assignment_lost(handle)))
+                self._on_rebalance(assigned, named(them), not assigned and bool(rd.assignment_lost(handle)))
 
         self._callbacks.append(ON_REBALANCE(rebalance))
         rd.conf_set_rebalance_cb(conf, self._callbacks[-1])

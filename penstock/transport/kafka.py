@@ -7,7 +7,8 @@ checks the generation, not the ownership, so rows of a partition that was revoke
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from penstock.transport import librdkafka
 from penstock.transport.clients import Consumer, Producer
 from penstock.transport.librdkafka import KafkaFault, Place
 from penstock.transport.messages import Survey, messages
-from penstock.transport.protocol import Fenced, Placement, Polled, Position, Refusal, TransactionAborted
+from penstock.transport.protocol import Fenced, Placement, Polled, Position, Refusal, TransactionAborted, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,14 @@ class _Mark:
         return _Mark(number >> 56, number >> 32 & 0xFFFFFF, number & 0xFFFFFFFF)
 
 
+@contextmanager
+def _asking(what: str) -> Iterator[None]:
+    try:
+        yield
+    except KafkaFault as fault:
+        raise Unavailable(f"Kafka was asked for {what}: {fault}") from fault
+
+
 class KafkaTransport:
     """Consumes ``topics`` for ``group`` and produces in transactions named after the slot.
 
@@ -112,7 +121,7 @@ class KafkaTransport:
         self._producer = Producer(producer, self._on_error, self._on_failed)
         try:
             if self._exactly_once:
-                self._insist(lambda: self._producer.init_transactions(30.0), "init_transactions")
+                self._insist(lambda: self._producer.init_transactions(PATIENCE_S), "init_transactions")
             self._consumer = Consumer(
                 {
                     **client,
@@ -341,7 +350,8 @@ class KafkaTransport:
         self._consumer.resume(Place(p.topic, p.number) for p in partitions)
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, Position | None]:
-        found = self._consumer.committed((Place(p.topic, p.number) for p in partitions), 30.0)
+        with _asking("what the group has committed"):
+            found = self._consumer.committed((Place(p.topic, p.number) for p in partitions), PATIENCE_S)
         return {
             Partition(at.topic, at.partition): None
             if at.offset < 0
@@ -350,17 +360,20 @@ class KafkaTransport:
         }
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
-        return self._consumer.bounds(partition.topic, partition.number, 30.0)
+        with _asking(f"the ends of {partition}"):
+            return self._consumer.bounds(partition.topic, partition.number, PATIENCE_S)
 
     def high(self, partition: Partition) -> int | None:
         return self._consumer.known_high(partition.topic, partition.number)
 
     def offset_at(self, partition: Partition, timestamp: int) -> int:
-        found = self._consumer.offset_at(partition.topic, partition.number, max(0, timestamp), 30.0)
+        with _asking(f"what was appended to {partition} at {timestamp}"):
+            found = self._consumer.offset_at(partition.topic, partition.number, max(0, timestamp), PATIENCE_S)
         return self.bounds(partition)[1] if found < 0 else found
 
     def partitions(self, topic: str) -> int:
-        return self._consumer.partitions(topic, 30.0)
+        with _asking(f"the partitions of {topic}"):
+            return self._consumer.partitions(topic, PATIENCE_S)
 
     def close(self) -> None:
         """Keeps the membership: a static member that comes back within the session has its partitions at once."""
@@ -368,9 +381,10 @@ class KafkaTransport:
             return
         self._closed = True
         try:
-            self.abort()
-        except Fenced as error:  # the newer holder's init_transactions has aborted it already
-            log.warning("%s", error)
+            if self._open and self._exactly_once:
+                self._producer.abort(PATIENCE_S)
+        except KafkaFault as fault:  # the next holder's init_transactions aborts it, or has done so
+            log.warning("the open transaction is left to the broker: %s", fault)
         try:
             self._consumer.close()
         finally:

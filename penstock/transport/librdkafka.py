@@ -273,6 +273,11 @@ def places_of(listed: Any) -> list[Place]:
     return found
 
 
+def named(listed: Any) -> list[Place]:
+    """The places of a list by name alone."""
+    return [Place(entry.topic.decode(), entry.partition) for entry in listed.contents.elems[: listed.contents.cnt]]
+
+
 def check(code: int) -> None:
     """Raises ``KafkaFault`` for any answer but success."""
     if code != NO_ERROR:

@@ -43,6 +43,10 @@ class Fenced(Exception):
     """Another worker holds this slot, or the client is beyond repair: exit and let the supervisor start afresh."""
 
 
+class Unavailable(ConnectionError):
+    """The broker did not answer in time, or not what was asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Polled:
     """Rows by topic, in log order within a partition. ``ends``: partitions that were read to their end, with the end
@@ -66,7 +70,8 @@ class Placement(Protocol):
 
 
 class Transport(Protocol):
-    """One consumer and one producer that commit together. Used by one thread."""
+    """One consumer and one producer that commit together. Used by one thread. What asks the broker raises
+    ``Unavailable`` where that does not answer."""
 
     def subscribe(self, topics: Sequence[str], placement: Placement) -> None: ...
 

@@ -47,6 +47,19 @@ def test_readiness_says_why_not() -> None:
         server.close()
 
 
+def test_a_loop_that_hangs_in_one_call_is_not_ready_and_says_in_which() -> None:
+    now = [0.0]
+    health = Health(lambda: now[0])
+    health.wait("start", None)
+    health.began("commit")
+    now[0] = 4.0
+    assert health.ready
+    now[0] = 12.0
+    assert health.waiting_for == {"loop": "in commit for 12 s"}
+    health.ended()
+    assert health.ready
+
+
 def test_a_slot_has_one_holder_and_is_free_after_kill_9(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from penstock.slots import Slot\n"
