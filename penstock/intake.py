@@ -74,10 +74,9 @@ class Intake:
         lane = self._lanes[partition]
         return lane.at_end and not lane.rows
 
-    def open(self, partition: Partition, start: int, live: Position) -> None:
+    def open(self, partition: Partition, start: Position, live: Position) -> None:
         """``partition`` is read from ``start``; rows below ``live.offset`` are replay."""
-        watermark = live.watermark if start >= live.offset else NO_TIME
-        self._lanes[partition] = Lane(live.offset, live.watermark, watermark, next_offset=start)
+        self._lanes[partition] = Lane(live.offset, live.watermark, start.watermark, next_offset=start.offset)
 
     def close(self, partition: Partition) -> None:
         self._lanes.pop(partition, None)

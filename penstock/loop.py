@@ -21,6 +21,7 @@ from penstock.lanes import Work
 from penstock.observer import Observer
 from penstock.outbox import Outbox, UnencodableError
 from penstock.records import Output, Partition, Reason, Result
+from penstock.recovery import Recovery
 from penstock.schemas.registry import TransientLookupError
 from penstock.stage import Companion, Stage
 from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport, Unavailable
@@ -32,10 +33,6 @@ MOST_ABORTS = 20
 """Aborts in a row that name no row, after which a worker starts anew: the fault is not one that passes."""
 MOST_GATHER_S = 0.0125
 """However seldom a stage commits, rows and rebalances are not left waiting for long."""
-
-
-class IncompleteLogError(Exception):
-    """The log no longer reaches back to where the windows begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +75,7 @@ class Loop:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.stage, self.transport, self.intake, self.outbox = stage, transport, intake, outbox
+        self.recovery = Recovery(stage, transport, pace.future_ms, allow_incomplete=pace.allow_incomplete_windows)
         self._observer, self._pace, self._topics, self.companion, self._clock = (
             observer,
             pace,
@@ -112,6 +110,7 @@ class Loop:
             self._aborts = 0
             while self.outbox and self._aborts < 3:
                 self._commit()
+            self.recovery.close(settled=not self.outbox)
         finally:
             self.transport.close()
             if self.companion is not None:
@@ -224,6 +223,8 @@ class Loop:
     def _every_second(self, now: float) -> None:
         if not any(self.intake.replay_left(partition) for partition in self.intake.lanes):
             self.outbox.add_unsourced(self.stage.tick(int(now * 1000)))
+        if not self.outbox:
+            self.recovery.committed({})
         self._hold_back()
         self._tell(now)
 
@@ -293,6 +294,7 @@ class Loop:
         self._committed = self._clock()
         positions = self.outbox.positions
         self._observer.committed(self.outbox.clear(), positions, self._committed)
+        self.recovery.committed(positions)
         self._observer.collect_garbage(gc.collect)
 
     def _try_later(self, aborted: TransactionAborted) -> None:
@@ -305,50 +307,20 @@ class Loop:
         time.sleep(min(0.005 * 2**self._aborts, 1.0))
 
     def assigned(self, committed: Mapping[Partition, Position | None]) -> dict[Partition, int]:
-        starts, done = {}, {}
+        starts, live = {}, {}
         for partition, at in committed.items():
-            low, high = self.transport.bounds(partition)
-            live = at or Position(low)
-            if live.offset < low:
-                log.error(
-                    "%s: rows %d to %d were deleted by retention before they were read; going on at %d",
-                    partition, live.offset, low - 1, low,
-                )  # fmt: skip
-                live = Position(low, live.watermark)
-            if live.offset > high:
-                raise IncompleteLogError(
-                    f"{partition}: the group committed {live.offset}, but the log ends at {high}: the topic was made"
-                    " anew. Reset the group's offsets or give the pipeline a new name"
-                )
-            start = self._replay_start(partition, live, low)
-            self.stage.restore(partition, None)
-            self.intake.open(partition, start, live)
-            starts[partition], done[partition] = start, live.offset
-            log.info("assigned %s from %d, live from %d", partition, start, live.offset)
-        self._observer.assignment(self.intake.lanes, done)
+            start, begin = self.recovery.begin(partition, at)
+            self.intake.open(partition, start, begin)
+            starts[partition], live[partition] = start.offset, begin.offset
+        self._observer.assignment(self.intake.lanes, live)
         return starts
-
-    def _replay_start(self, partition: Partition, live: Position, low: int) -> int:
-        reach = self.stage.reach(partition.topic)
-        if reach is None or live.offset <= low:
-            return live.offset
-        back_to = live.watermark - reach - self._pace.future_ms
-        start = self.transport.offset_at(partition, back_to) if back_to > 0 else low
-        start = max(low, min(start, live.offset))
-        if start == low > 0 and not self._pace.allow_incomplete_windows:
-            raise IncompleteLogError(
-                f"{partition}: the log begins at offset {low} and may not reach back to where the windows begin. "
-                "Raise the topic's retention.ms, or set PENSTOCK_ALLOW_INCOMPLETE_WINDOWS=true to go on with the rest"
-            )
-        return start
 
     def revoked(self, partitions: Iterable[Partition]) -> None:
         gone = set(partitions)
-        if gone & self.outbox.positions.keys():
-            self._settle(gone)
-        self._let_go(gone)
+        settled = not gone & self.outbox.positions.keys() or self._settle(gone)
+        self._let_go(gone, settled=settled)
 
-    def _settle(self, gone: set[Partition]) -> None:
+    def _settle(self, gone: set[Partition]) -> bool:
         """Commits before the partitions go; if that fails they are treated as lost, and the rest is sent again."""
         self.outbox.add_unsourced(self.stage.flush())
         try:
@@ -359,18 +331,21 @@ class Loop:
             self.transport.abort()
             self.outbox.forget(gone)
             self.outbox.resend(())  # the refusals named rows by their places before the others left: they come again
-            return
+            return False
         positions = self.outbox.positions
         self._observer.committed(self.outbox.clear(), positions, self._clock())
+        self.recovery.committed(positions)
+        return True
 
     def lost(self, partitions: Iterable[Partition]) -> None:
         gone = set(partitions)
         if self.outbox.forget(gone):
             self.transport.abort()
             self.outbox.resend(())
-        self._let_go(gone)
+        self._let_go(gone, settled=False)
 
-    def _let_go(self, gone: set[Partition]) -> None:
+    def _let_go(self, gone: set[Partition], *, settled: bool) -> None:
+        self.recovery.release(gone, settled=settled)
         for partition in gone & set(self.intake.lanes):
             self.intake.close(partition)
             self.stage.release(partition)

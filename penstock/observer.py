@@ -29,6 +29,7 @@ class Observer:
         self._ingest_times: list[int] = []
         self._seen: dict[Partition, tuple[int, int]] = {}
         self._committed: dict[Partition, int] = {}
+        self._replays: dict[Partition, tuple[int, float]] = {}
         self._memory = _resident_bytes()
         self._batch_rows = telemetry.BATCH_ROWS.labels(stage)
         self._commit_seconds = telemetry.COMMIT_SECONDS.labels(stage)
@@ -137,7 +138,7 @@ class Observer:
             left = intake.replay_left(partition)
             telemetry.REPLAY_LEFT.labels(*labels).set(left)
             if left:
-                replaying.append(f"{partition} has {left} rows left")
+                replaying.append(f"{partition} has {left:,} rows left{self._time_left(partition, left, now)}")
             high = transport.high(partition)
             if high is None:
                 unheard.append(str(partition))
@@ -150,6 +151,13 @@ class Observer:
         self._health.wait("replay", ", ".join(replaying) or None)
         self._health.wait("lag", f"the end of {', '.join(unheard)} is not known yet" if unheard else None)
         telemetry.READY.labels(self._stage).set(self._health.ready)
+
+    def _time_left(self, partition: Partition, left: int, now: float) -> str:
+        first, began = self._replays.setdefault(partition, (left, now))
+        if left > first:  # assigned again since
+            self._replays[partition] = (left, now)
+        done, spent = first - left, now - began
+        return f", about {left * spent / done:.0f} s" if done > 0 and spent > 0 else ""
 
     def collect_garbage(self, collect: Callable[[], object]) -> None:
         """The collector is off in workers, for a walk over all that lives costs more than it finds: it runs here,

@@ -59,6 +59,14 @@ class Settings(BaseSettings):
     )
 
     state_dir: Path = Field(Path("var"), description="slots' locks, caches and other files of this machine")
+    snapshots_url: str | None = Field(
+        None, description="folder or fsspec URL of the snapshots of windows; without it below the state folder"
+    )
+    snapshot_interval_s: float = Field(
+        10.0,
+        ge=0.0,
+        description="how often a partition's state is written, so that a restart replays no more; 0: never",
+    )
     models_url: str = Field("var/models", description="folder or fsspec URL of the model registry")
     feature_store_dir: Path | None = Field(
         None, description="folder of feature_store.yaml, where it is not the pipeline's"

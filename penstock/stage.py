@@ -35,7 +35,8 @@ class Stage(ABC):
         return None
 
     def restore(self, partition: Partition, snapshot: bytes | None) -> None:
-        """Start ``partition`` from a snapshot, or empty. Called at assignment, before its first row."""
+        """Start ``partition`` from a snapshot, or empty. Called at assignment, before its first row. Raises
+        ``ValueError``, with the partition as before, for a snapshot that it cannot take."""
 
     def release(self, partition: Partition) -> None:
         """The partition is gone: forget its state."""
@@ -47,6 +48,10 @@ class Stage(ABC):
     def snapshot(self, partition: Partition) -> bytes:
         """The partition's state as bytes that ``restore`` accepts."""
         raise NotImplementedError(f"{type(self).__name__} keeps no state to snapshot")
+
+    def state_version(self) -> str:
+        """What form and meaning of the state depend on: a snapshot of another version is never restored."""
+        return ""
 
     def tick(self, now: int) -> Result:
         """Time passed: ``now`` is ms since epoch. Called at most once a second, between batches; sources are -1."""

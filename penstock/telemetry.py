@@ -55,6 +55,17 @@ REPLAY_LEFT = Gauge(
 STATE_BYTES = Gauge("penstock_state_bytes", "Memory of the state: a view's windows, the label join", ["stage", "view"])
 STATE_KEYS = Gauge("penstock_state_keys", "Keys in a view's windows, entries of the label join", ["stage", "view"])
 
+SNAPSHOTS = Counter("penstock_snapshots", "Snapshots by outcome: written, failed", ["stage", "outcome"])
+SNAPSHOT_BYTES = Gauge(
+    "penstock_snapshot_bytes", "Size of a partition's newest snapshot, unpacked", ["stage", "topic", "partition"]
+)
+SNAPSHOT_SECONDS = Histogram(
+    "penstock_snapshot_seconds",
+    "How long the loop stood still for a snapshot",
+    ["stage"],
+    buckets=(0.001, 0.01, 0.05, 0.1, 0.5, 2, 10),
+)
+
 # Feast writer
 FEAST_ROWS = Counter("penstock_feast_rows", "Rows written to a store of Feast: online, offline", ["view", "store"])
 FEAST_FAILURES = Counter(

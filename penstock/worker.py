@@ -18,13 +18,16 @@ from penstock.codec.json import JsonDecoder
 from penstock.fates import FateError
 from penstock.health import Health, HealthServer
 from penstock.intake import Intake, TopicReader
-from penstock.loop import IncompleteLogError, Loop, Pace
+from penstock.loop import Loop, Pace
 from penstock.observer import Observer
 from penstock.outbox import Outbox
 from penstock.plan import AvroSchema, InputPlan, Plan, PlanError, StagePlan
+from penstock.recovery import IncompleteLogError
 from penstock.schemas.registry import ConfluentRegistry, UnknownSchemaId
 from penstock.settings import Settings
 from penstock.slots import Slot, SlotTaken
+from penstock.snapshots.files import SnapshotFiles
+from penstock.snapshots.taking import Snapshots
 from penstock.stage import Stage, StageKind
 from penstock.transport.kafka import KafkaTransport
 from penstock.transport.protocol import Fenced, Transport
@@ -96,6 +99,7 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
         interval_ms = kind.commit_interval_ms or settings.commit_interval_ms
         loop = make_loop(plan, name, settings, stage, transport, health, interval_ms)
         loop.companion = companion
+        loop.recovery.snapshots = snapshots_of(plan, name, settings, stage, transport)
         _stop_on_signals(loop)
         gc.collect()
         gc.freeze()
@@ -147,6 +151,15 @@ def make_loop(
         settings.allow_incomplete_windows,
     )
     return Loop(stage, transport, intake, outbox, observer, pace, topics)
+
+
+def snapshots_of(plan: Plan, name: str, settings: Settings, stage: Stage, transport: Transport) -> Snapshots | None:
+    """What keeps the stage's state; None where it has none, or none is wanted."""
+    if not settings.snapshot_interval_s or all(stage.reach(source.topic) is None for source in plan.stage(name).inputs):
+        return None
+    url = settings.snapshots_url or str(settings.state_dir / "snapshots")
+    files = SnapshotFiles(url, plan.group(name))
+    return Snapshots(files, stage, name, transport.identity, settings.snapshot_interval_s)
 
 
 def reader(source: InputPlan, lookup: Lookup) -> TopicReader:

@@ -19,6 +19,7 @@ from penstock.settings import Settings
 from penstock.telemetry import STALE_ROWS
 from penstock.transport import librdkafka
 from penstock.transport.clients import Consumer, Producer
+from penstock.transport.identity import identity
 from penstock.transport.librdkafka import KafkaFault, Place
 from penstock.transport.messages import Survey, messages
 from penstock.transport.protocol import Fenced, Placement, Polled, Position, Refusal, TransactionAborted, Unavailable
@@ -101,7 +102,7 @@ class KafkaTransport:
     def __init__(self, settings: Settings, group: str, stage: str, max_message_bytes: int = 1_100_000) -> None:
         slot = f"{group}.{settings.slot}"
         client = {**settings.kafka(), "client.id": slot}
-        self._stage, self._group = stage, group
+        self._client, self._stage, self._group = client, stage, group
         self._exactly_once = settings.guarantee == "exactly_once"
         self._sends = 0
         self._transaction = 0
@@ -374,6 +375,9 @@ class KafkaTransport:
     def partitions(self, topic: str) -> int:
         with _asking(f"the partitions of {topic}"):
             return self._consumer.partitions(topic, PATIENCE_S)
+
+    def identity(self, topic: str) -> str:
+        return identity(self._client, topic, PATIENCE_S)
 
     def close(self) -> None:
         """Keeps the membership: a static member that comes back within the session has its partitions at once."""

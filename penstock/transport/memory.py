@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from uuid import uuid4
 
 import numpy as np
 
@@ -42,12 +43,15 @@ class MemoryBroker:
         self.logs: dict[str, list[list[Row | None]]] = {}  # None marks where a transaction ended, as Kafka's markers do
         self.groups: dict[str, _Group] = defaultdict(_Group)
         self.slots: dict[str, MemoryTransport] = {}
+        self.ids: dict[str, str] = {}
         self.now = now
         self.refuses: Callable[[str, Row], str | None] = lambda topic, row: None
         self._round_robin = itertools.count()
 
     def create(self, topic: str, partitions: int) -> None:
-        self.logs.setdefault(topic, [[] for _ in range(partitions)])
+        if topic not in self.logs:
+            self.logs[topic] = [[] for _ in range(partitions)]
+            self.ids[topic] = uuid4().hex
 
     def append(
         self,
@@ -220,6 +224,9 @@ class MemoryTransport:
 
     def partitions(self, topic: str) -> int:
         return len(self.broker.logs[topic])
+
+    def identity(self, topic: str) -> str:
+        return self.broker.ids[topic]
 
     def close(self) -> None:
         self.broker.leave(self.group, self._topics, self)

@@ -119,4 +119,7 @@ class Transport(Protocol):
     def partitions(self, topic: str) -> int:
         """How many partitions the topic has."""
 
+    def identity(self, topic: str) -> str:
+        """Another for a topic that was made anew under the same name, or is another cluster's."""
+
     def close(self) -> None: ...

@@ -1,9 +1,11 @@
 """The conformance suite of transports: the broker in memory and real Kafka give the loop the same guarantees."""
 
+import ast
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ from penstock.observer import Observer
 from penstock.outbox import Outbox
 from penstock.records import Batch, Header, Output, Partition, Reason, Records, Result
 from penstock.schemas.registry import TransientLookupError
+from penstock.snapshots.files import SnapshotFiles
+from penstock.snapshots.taking import Snapshots
 from penstock.stage import Stage
 from penstock.transport import messages
 from penstock.transport.protocol import Fenced, Polled, Position, TransactionAborted, Transport
@@ -203,7 +207,13 @@ class Counting(Stage):
         return 10**15
 
     def restore(self, partition: Partition, snapshot: bytes | None) -> None:
-        self.counts[partition.number] = {}
+        self.counts[partition.number] = {} if snapshot is None else ast.literal_eval(snapshot.decode())
+
+    def snapshot(self, partition: Partition) -> bytes:
+        return repr(self.counts[partition.number]).encode()
+
+    def state_version(self) -> str:
+        return "counting"
 
     def release(self, partition: Partition) -> None:
         self.counts.pop(partition.number, None)
@@ -386,6 +396,60 @@ def test_state_comes_back_by_silent_replay_after_a_kill(world: World) -> None:
     for _, key, value, _ in world.rows(place.target):
         counts[key].append(int((value or b"").split(b"=")[1]))
     assert {key: sorted(seen) for key, seen in counts.items()} == {b"k%d" % i: list(range(1, 21)) for i in range(3)}
+
+
+def with_snapshots(loop: Loop, folder: Path) -> Loop:
+    loop.recovery.snapshots = Snapshots(
+        SnapshotFiles(str(folder), "g"), loop.stage, "test", loop.transport.identity, interval_s=0.0
+    )
+    return loop
+
+
+def running_counts(place: Workplace) -> dict[bytes | None, list[int]]:
+    counts = defaultdict(list)
+    for _, key, value, _ in place.world.rows(place.target):
+        counts[key].append(int((value or b"").split(b"=")[1]))
+    return counts
+
+
+def test_state_comes_back_from_a_snapshot_and_only_what_came_after_it_is_replayed(world: World, tmp_path: Path) -> None:
+    place = Workplace(world, partitions=1)
+    world.append(place.source, [(b"k%d" % (i % 3), b"a%d" % i) for i in range(30)])
+    first = with_snapshots(place.worker(Counting(place.target)), tmp_path)
+    place.run(first, place.settled(first, 30))
+    assert first.recovery.snapshots is not None
+    first.recovery.snapshots.close(settled=True)
+    first.recovery.snapshots = None
+    world.append(place.source, [(b"k%d" % (i % 3), b"b%d" % i) for i in range(12)])
+    place.go_on([first], place.settled(first, 42))
+    world.kill(first.transport)
+    world.append(place.source, [(b"k%d" % (i % 3), b"c%d" % i) for i in range(30)])
+    stage = Counting(place.target)
+    second = with_snapshots(place.worker(stage), tmp_path)
+    place.run(second, place.settled(second, 72))
+    assert stage.processed == 12 + 30
+    assert running_counts(place) == {b"k%d" % i: list(range(1, 25)) for i in range(3)}
+    second.recovery.close(settled=True)
+
+
+def test_a_snapshot_beyond_the_committed_offset_is_not_used(world: World, tmp_path: Path) -> None:
+    place = Workplace(world, partitions=1)
+    world.append(place.source, [(b"k", b"a%d" % i) for i in range(30)])
+    first = with_snapshots(place.worker(Counting(place.target)), tmp_path)
+    place.run(first, place.settled(first, 30))
+    first.recovery.close(settled=True)
+    stage = Counting(place.target)
+    other = with_snapshots(place.worker(stage, transport=world.transport("another")), tmp_path)
+    place.run(other, place.settled(other, 30))  # nothing is committed in this group
+    assert stage.processed == 30
+    assert sorted(running_counts(place)[b"k"]) == sorted([*range(1, 31)] * 2)
+    other.recovery.close(settled=True)
+
+
+def test_a_topic_made_anew_has_another_identity(world: World) -> None:
+    transport = world.transport("g")
+    one, two = world.topic("one"), world.topic("two")
+    assert transport.identity(one) == transport.identity(one) != transport.identity(two)
 
 
 def test_a_rebalance_under_load_loses_and_doubles_nothing(world: World) -> None:

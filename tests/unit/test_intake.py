@@ -42,7 +42,7 @@ def polled(rows: list[tuple[int, int, str]], timestamp: int = 0) -> Records:
 def intake(partitions: int, merges: bool = True, max_rows: int = 100, buffer_rows: int = 1000) -> Intake:
     made = Intake([TopicReader(TOPIC, decode, "time")], merges, buffer_rows, max_rows, patience_s=5.0)
     for number in range(partitions):
-        made.open(Partition(TOPIC, number), 0, Position(0))
+        made.open(Partition(TOPIC, number), Position(0), Position(0))
     return made
 
 
@@ -121,7 +121,7 @@ def test_bad_rows_alone_pass_without_an_event_time() -> None:
 
 def test_rows_below_the_committed_offset_are_replay_and_take_no_part_in_the_merge() -> None:
     merging = intake(0)
-    merging.open(Partition(TOPIC, 0), 0, Position(2, 70))
+    merging.open(Partition(TOPIC, 0), Position(0), Position(2, 70))
     (replay,) = put(merging, [(0, 0, "5"), (0, 1, "7"), (0, 2, "6")])
     assert replay.batch.replay
     assert times(replay) == [5, 7]
@@ -135,7 +135,7 @@ def test_rows_below_the_committed_offset_are_replay_and_take_no_part_in_the_merg
 
 def test_a_log_that_ends_in_a_transaction_marker_ends_the_replay() -> None:
     merging = intake(0)
-    merging.open(Partition(TOPIC, 0), 0, Position(3, 7))
+    merging.open(Partition(TOPIC, 0), Position(0), Position(3, 7))
     put(merging, [(0, 0, "5"), (0, 1, "7")])
     assert merging.replay_left(Partition(TOPIC, 0)) == 1
     merging.ended(Partition(TOPIC, 0), 3)
@@ -145,7 +145,7 @@ def test_a_log_that_ends_in_a_transaction_marker_ends_the_replay() -> None:
 def test_an_event_time_in_the_far_future_does_not_move_the_watermark() -> None:
     reader = TopicReader(TOPIC, decode, "time", future_ms=10)
     into = Intake([reader], False, 100, 100)
-    into.open(Partition(TOPIC, 0), 0, Position(0))
+    into.open(Partition(TOPIC, 0), Position(0), Position(0))
     (piece,) = into.split(polled([(0, 0, "100"), (0, 1, "999999"), (0, 2, "101")], timestamp=100))
     work = into.add(piece, 0.0)
     assert work is not None
@@ -161,7 +161,7 @@ def test_a_piece_whose_schema_cannot_be_looked_up_now_can_be_added_again() -> No
         return decode(values)
 
     into = Intake([TopicReader(TOPIC, sometimes, "time")], False, 100, 100)
-    into.open(Partition(TOPIC, 0), 0, Position(0))
+    into.open(Partition(TOPIC, 0), Position(0), Position(0))
     (piece,) = into.split(polled([(0, 0, "1"), (0, 1, "2")]))
     with pytest.raises(TransientLookupError):
         into.add(piece, 0.0)

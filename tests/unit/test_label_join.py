@@ -114,6 +114,33 @@ def test_a_replay_of_the_log_brings_the_same_state_back(some: list[Row], data: s
     assert before_expired.total() + len(met.predictions) + len(met.labels) == whole_expired.total()
 
 
+@settings(max_examples=200, deadline=None)
+@given(rows, st.data())
+def test_a_snapshot_goes_on_as_what_it_was_taken_of(some: list[Row], data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(some)))
+    _, _, pending = join(some[:cut], [])
+    restored = Pending.restore(
+        HORIZON, pending.snapshot({7: ("m", "1.0.0")}), lambda model, version: {("m", "1.0.0"): 9}[model, version]
+    )
+    assert restored.waiting == pending.waiting
+    rest = facts(some[cut:], cut)
+    kept, back = (p.meet(rest, np.arange(len(rest))) for p in (pending, restored))
+    assert kept.pairs["score"].tolist() == back.pairs["score"].tolist()
+    assert kept.pairs["value"].tolist() == back.pairs["value"].tolist()
+    assert kept.labels.tolist() == back.labels.tolist()
+    assert kept.predictions[:, 1].tolist() == back.predictions[:, 1].tolist()
+
+
+def test_a_restored_prediction_has_the_code_that_its_model_has_now() -> None:
+    pending = Pending(HORIZON)
+    pending.meet(facts([Row(False, "a", 0)]), np.arange(1))
+    restored = Pending.restore(
+        HORIZON, pending.snapshot({7: ("m", "1.0.0")}), lambda model, version: {("m", "1.0.0"): 9}[model, version]
+    )
+    met = restored.meet(facts([Row(True, "a", 1)], 1), np.arange(1))
+    assert met.pairs["served"].tolist() == [9]
+
+
 def test_labels_days_ahead_of_their_predictions_still_meet_them() -> None:
     """In a backlog ingest is done with the labels before inference has begun."""
     day = HORIZON

@@ -18,6 +18,7 @@ from penstock.envelope import EVENT_ID, EVENT_TIME, LABEL_KEY
 from penstock.plan import Plan, PlanError, StagePlan, ViewPlan
 from penstock.records import Batch, Output, Partition, Reason, Result
 from penstock.stage import Stage, StageKind
+from penstock.windows.layout import KERNEL_VERSION
 from penstock.windows.spec import ViewSpec
 from penstock.windows.state import Column, warm_up
 from penstock_features.columns import Columns, Places, from_numpy, is_valid, numbers, take, texts
@@ -34,6 +35,7 @@ class FeaturesStage(Stage):
     def __init__(self, plan: Plan, stage: StagePlan) -> None:
         self._stage = stage
         self._views: list[ViewPlan] = [plan.view(name) for name in stage.views]
+        self._before = [plan.view(name) for name in dict.fromkeys(n for view in self._views for n in view.upstream)]
         self._specs: list[ViewSpec] = stage_specs(plan, stage.views, stage.inputs[0].value.avro)
         self._aggregated = aggregated(self._specs)
         self._features = [a.name for spec in self._specs for a in spec.aggregations]
@@ -75,6 +77,12 @@ class FeaturesStage(Stage):
     def restore(self, partition: Partition, snapshot: bytes | None) -> None:
         self._windows[partition] = (
             PartitionWindows(self._specs) if snapshot is None else PartitionWindows.restore(self._specs, snapshot)
+        )
+
+    def state_version(self) -> str:
+        """The kernel, and this stage's views with all that come before them."""
+        return ".".join(
+            (f"kernel {KERNEL_VERSION}", *(view.hash for view in self._before), *(v.hash for v in self._views))
         )
 
     def release(self, partition: Partition) -> None:

@@ -19,9 +19,9 @@ from penstock.codec.avro import AvroDecoder
 from penstock.feast.offline import CREATED_TIME
 from penstock.feast.stores import ViewStores, open_stores
 from penstock.health import Health, HealthServer
-from penstock.loop import IncompleteLogError
 from penstock.plan import Plan
 from penstock.records import Int64s, Partition, Records
+from penstock.recovery import IncompleteLogError
 from penstock.schemas.registry import TransientLookupError
 from penstock.settings import Settings
 from penstock.transport.kafka import KafkaTransport

@@ -6,14 +6,18 @@ backlog is read, so a prediction is given up when the *labels* are a horizon pas
 are. Where one side falls silent, the own side's clock ends the wait after two horizons.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 
-from penstock_monitor.meeting import CLOCK, ENTRY, LABEL, NEVER, PREDICTION, meet, move
+from penstock_monitor.meeting import CLOCK, ENTRY, GONE, LABEL, NEVER, PREDICTION, meet, move
 
+JOIN_VERSION = 1
+"""Rises with any change of what waits, or of the form it is kept in."""
 SWEEPS_PER_HORIZON = 8
 _FIRST_ROOM = 1024
 
@@ -77,6 +81,42 @@ class Pending:
         held = self._used * ENTRY.itemsize + int(self._clock["bytes"][0]) + self._heads.nbytes
         return held, self._used
 
+    def snapshot(self, names: Mapping[int, tuple[str, str]]) -> bytes:
+        """What waits as an Arrow IPC stream; ``names``: model and version behind the codes of ``served``."""
+        entries, arena, _, clock = self._moved(_FIRST_ROOM, _FIRST_ROOM)
+        entries, arena = entries[: int(clock["used"][0])], arena[: int(clock["bytes"][0])]
+        codes = np.unique(entries["served"]).tolist()
+        header = {
+            "clock": orjson.dumps(clock[0].tolist()).decode(),
+            "served": orjson.dumps([[code, *names[code]] for code in codes if code in names]).decode(),
+        }
+        parts = [pa.array([part.tobytes()], pa.large_binary()) for part in (entries, arena)]
+        batch = pa.RecordBatch.from_arrays(parts, names=["entries", "keys"]).replace_schema_metadata(header)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        return bytes(sink.getvalue())
+
+    @classmethod
+    def restore(cls, horizon_ms: int, snapshot: bytes, code_of: Callable[[str, str], int]) -> "Pending":
+        """What ``snapshot`` wrote; ``code_of``: the code that model and version have now."""
+        with pa.ipc.open_stream(pa.py_buffer(snapshot)) as reader:
+            header, batch = reader.schema.metadata, reader.read_next_batch()
+        pending = cls(horizon_ms)
+        pending._entries = np.frombuffer(batch.column(0)[0].as_py(), ENTRY).copy()
+        pending._arena = np.frombuffer(batch.column(1)[0].as_py(), np.uint8).copy()
+        pending._clock = np.array([tuple(orjson.loads(header[b"clock"]))], CLOCK)
+        before = pending._entries["served"].copy()
+        for code, model, version in orjson.loads(header[b"served"]):
+            pending._entries["served"][before == code] = code_of(model, version)
+        pending._entries, pending._arena, pending._heads, pending._clock = pending._moved(_FIRST_ROOM, _FIRST_ROOM)
+        return pending
+
+    @property
+    def served(self) -> list[int]:
+        """The codes among what waits."""
+        return [int(code) for code in np.unique(self._entries["served"][: self._used])]
+
     def meet(self, facts: Facts, rows: Int64s) -> Meetings:
         """Take in the ``rows`` of ``facts`` that belong to this partition, in log order."""
         bounds, data = _string_buffers(facts.label_key)
@@ -119,15 +159,21 @@ class Pending:
         used, size = self._used, int(self._clock["bytes"][0])
         if used + more <= len(self._entries) and size + more_bytes <= len(self._arena):
             return
-        entries = self._entries[:used]
-        alive = entries["kind"] != 0
+        self._entries, self._arena, self._heads, self._clock = self._moved(more, more_bytes)
+
+    def _moved(
+        self, more: int, more_bytes: int
+    ) -> tuple["npt.NDArray[np.void]", "npt.NDArray[np.uint8]", Int64s, "npt.NDArray[np.void]"]:
+        """Entries, keys, chains and clock without what is gone, with room for twice as much and ``more``."""
+        entries = self._entries[: self._used]
+        alive = entries["kind"] != GONE
         room = _power(2 * (int(alive.sum()) + more))
         keys = int((entries["stop"] - entries["start"])[alive].sum())
         new, heads = np.zeros(room, ENTRY), np.empty(room, np.int64)
         arena = np.empty(_power(2 * (keys + more_bytes)), np.uint8)
-        count, used_bytes = move(self._entries, used, self._arena, new, heads, arena)
-        self._entries, self._heads, self._arena = new, heads, arena
-        self._clock["used"], self._clock["bytes"] = count, used_bytes
+        clock = self._clock.copy()
+        clock["used"], clock["bytes"] = move(self._entries, self._used, self._arena, new, heads, arena)
+        return new, arena, heads, clock
 
 
 def _power(n: int) -> int:

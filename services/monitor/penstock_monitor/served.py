@@ -24,6 +24,12 @@ class Served:
         models, versions = self._models.rows(rows.column("model")), self._versions.rows(rows.column("version"))
         return np.where((models < 0) | (versions < 0), -1, models * _VERSIONS + versions)
 
+    def code(self, model: str, version: str) -> int:
+        """The code of one pair, which is new where it was not seen before."""
+        return int(self._models.rows(pa.array([model]))[0]) * _VERSIONS + int(
+            self._versions.rows(pa.array([version]))[0]
+        )
+
     def name(self, code: int) -> tuple[str, str]:
         """Model and version behind a code; both empty for -1."""
         if code < 0:

@@ -21,7 +21,7 @@ from penstock.profiles.reference import ColumnProfile
 from penstock.profiles.rows import CLASS, CONFIDENCE, SCORE, ProfileRow, to_arrow
 from penstock.records import Batch, Output, Partition, Result
 from penstock.stage import Stage, StageKind
-from penstock_monitor.join import Facts, Int64s, Pending
+from penstock_monitor.join import JOIN_VERSION, Facts, Int64s, Pending
 from penstock_monitor.references import ReferenceReader, References, ReferenceWatcher
 from penstock_monitor.served import Served
 
@@ -91,8 +91,18 @@ class MonitorStage(Stage):
         return 3 * self._horizon + self._plan.lateness_ms if topic == self._outcomes_topic else None
 
     def restore(self, partition: Partition, snapshot: bytes | None) -> None:
-        if partition.topic == self._outcomes_topic:
-            self._pending[partition.number] = Pending(self._horizon)
+        if partition.topic != self._outcomes_topic:
+            return
+        self._pending[partition.number] = (
+            Pending(self._horizon) if snapshot is None else Pending.restore(self._horizon, snapshot, self._judged.code)
+        )
+
+    def snapshot(self, partition: Partition) -> bytes:
+        pending = self._pending[partition.number]
+        return pending.snapshot({code: self._judged.name(code) for code in pending.served if code >= 0})
+
+    def state_version(self) -> str:
+        return f"label join {JOIN_VERSION}, horizon {self._horizon} ms"
 
     def release(self, partition: Partition) -> None:
         if partition.topic == self._outcomes_topic:
