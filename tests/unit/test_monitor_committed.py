@@ -39,6 +39,9 @@ class Aiokafka:
         self.position += len(found)
         return {PROFILES: [SimpleNamespace(offset=offset) for offset in found]}
 
+    def positions(self, partitions: set[TP]) -> dict[TP, int]:
+        return {PROFILES: self.position} if PROFILES in partitions else {}
+
     async def seek_to_committed(self) -> dict[TP, int]:
         self.position = self.committed
         return {PROFILES: self.committed}
