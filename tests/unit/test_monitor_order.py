@@ -122,9 +122,7 @@ class World:
             list(changes)
 
         async def live() -> None:
-            merge = Merge(
-                self._plan, self._settings, SimpleNamespace(keep=keep), SimpleNamespace(send_soon=send_soon)
-            )
+            merge = Merge(self._plan, self._settings, SimpleNamespace(keep=keep), SimpleNamespace(send_soon=send_soon))
             await self._follow(merge, random.Random(seed))
 
         asyncio.run(live())
