@@ -241,7 +241,7 @@ def test_a_killed_merge_counts_every_committed_partial_once(
     with merge_worker(path, broker, tmp_path, log) as process:
         deadline = time.monotonic() + 60
         while counts_of(windows := windows_of(read_committed(changelog))) != expected or any(
-            not window["settled"] for window in windows.values()
+            window["judged"] != window["rows"] for window in windows.values()
         ):
             assert time.monotonic() < deadline, difference(windows, expected) + log.read_text()[-4000:]
             assert process.poll() is None, log.read_text()
