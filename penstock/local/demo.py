@@ -48,7 +48,8 @@ SHOW_EVERY_S = 1.0
 SCRAPE_EVERY_S = 3.0
 READY_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 120.0
-QUIET_S = 2.0
+QUIET_S = 4.0
+"""The merge looks once a second whether the stream has stopped, and then reads all that it saw there was."""
 SILENCE_S = 60.0
 
 

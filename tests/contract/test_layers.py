@@ -23,6 +23,7 @@ KAFKA_CLIENT = {
     "penstock.local",  # is a broker up?
     "penstock.cli",
     "penstock_monitor.committed",
+    "penstock_monitor.sources",  # how far the monitor has come
     "pipelines.flights.replay",  # a producer, as users write one
     "pipelines.fraud.load",
 }

@@ -39,6 +39,9 @@ class Aiokafka:
         self.position += len(found)
         return {PROFILES: [SimpleNamespace(offset=offset) for offset in found]}
 
+    def positions(self, partitions: set[TP]) -> dict[TP, int]:
+        return {PROFILES: self.position} if PROFILES in partitions else {}
+
     async def seek_to_committed(self) -> dict[TP, int]:
         self.position = self.committed
         return {PROFILES: self.committed}
@@ -147,5 +150,26 @@ def test_what_a_stream_skipped_is_acknowledged_but_not_committed(tmp_path: Path)
         assert consumer._filter_committable_offsets([PROFILES]) == {PROFILES: 45}
         app.safe(events[:2])  # delivered again
         assert consumer._filter_committable_offsets([PROFILES]) == {PROFILES: 45}
+
+    with_app(tmp_path, body)
+
+
+def test_a_partition_is_read_through_when_all_that_was_handed_on_is_safe(tmp_path: Path) -> None:
+    async def body(app: Any, thread: Aiokafka) -> None:
+        app.consumer_generation_id = 1
+        await recovered(app)
+        assert not app.through("profiles", {0: 40})
+        assert await fetched(app) == list(range(40, 50))
+        events = [SimpleNamespace(message=SimpleNamespace(tp=PROFILES, offset=offset)) for offset in range(40, 50)]
+        app.safe(events[:5])
+        assert app.through("profiles", {0: 45})
+        assert not app.through("profiles", {0: 46})
+        app.safe(events)
+        assert not app.through("profiles", {0: 53})
+        # what comes next are markers and rows of an aborted transaction
+        thread.log, thread.position = [], 53
+        assert await fetched(app) == []
+        assert app.through("profiles", {0: 53})
+        assert not app.through("profiles", {0: 54})
 
     with_app(tmp_path, body)

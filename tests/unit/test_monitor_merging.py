@@ -25,6 +25,7 @@ from penstock.plan import Plan, SchemaPlan, TopicPlan
 from penstock.profiles.partial import ColumnPartials
 from penstock.profiles.reference import ReferenceProfile
 from penstock.profiles.rows import SCHEMA, to_arrow
+from penstock.records import NO_TIME
 from penstock.settings import Settings
 from tests.onnx_models import SCHEMAS, linear
 from tests.onnx_models import plan as small_plan
@@ -133,10 +134,10 @@ def test_partials_become_windows_gauges_and_one_alert(tmp_path: Path) -> None:
             offset += len(some)
             await merge.add(some)
             await merge.add(some)  # delivered again
-            await merge.close(now=merge._heard + 2)
+            await merge.close(NO_TIME, stopped=True)
         again = Merge(used, Settings(models_url=str(tmp_path)), table, topic)
         again.recovered()
-        await again.close(now=again._heard + 2)
+        await again.close(NO_TIME, stopped=True)
         assert len(again.windows) == 9
 
     asyncio.run(live())

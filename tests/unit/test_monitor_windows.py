@@ -80,32 +80,58 @@ def test_a_partial_that_is_delivered_twice_is_told_apart_from_a_new_one() -> Non
     assert merged["m||x||0"].rows == 2
 
 
-def test_a_window_closes_when_event_time_is_past_its_end_and_the_grace() -> None:
+def test_a_window_closes_when_the_watermark_is_past_its_end_and_the_grace() -> None:
     merged = windows(grace=2 * HOUR)
-    merged.add([(partial(23), 0, 0), (partial(24), 0, 1)])
-    assert merged.due(idle=False) == []
-    merged.add([(partial(25), 0, 2)])
-    (due,) = merged.due(idle=False)
+    # partials of one source may run ahead of all others: they close nothing
+    merged.add([(partial(23), 0, 0), (partial(24 * 30), 0, 1)])
+    merged.watermark = 26 * HOUR - 1
+    assert merged.due(stopped=False) == []
+    merged.watermark += 1
+    (due,) = merged.due(stopped=False)
     assert (due.start, due.end) == (0, DAY)
     merged.close([due])
-    assert merged.due(idle=False) == []
+    assert merged.due(stopped=False) == []
 
 
 def test_outcomes_stay_open_for_the_horizon() -> None:
     merged = windows(grace=0)
-    merged.add([(partial(1), 0, 0), (partial(1, OUTCOME), 1, 0), (partial(30), 0, 1)])
-    assert [window.feature for window in merged.due(idle=False)] == ["x"]
-    merged.add([(partial(24 * 4), 0, 2)])
-    assert OUTCOME in [window.feature for window in merged.due(idle=False)]
+    merged.add([(partial(1), 0, 0), (partial(1, OUTCOME), 1, 0)])
+    merged.watermark = 4 * DAY - 1
+    assert [window.feature for window in merged.due(stopped=False)] == ["x"]
+    merged.watermark = 4 * DAY
+    assert [window.feature for window in merged.due(stopped=False)] == ["x", OUTCOME]
 
 
-def test_silence_closes_everything_and_a_late_partial_opens_its_window_again() -> None:
+def test_a_stream_that_stopped_closes_everything_and_a_later_partial_opens_its_whole_family_again() -> None:
+    merged = windows()
+    merged.add([(partial(1), 0, 0), (partial(1, "y"), 0, 1), (partial(1, OUTCOME), 0, 2)])
+    merged.close(merged.due(stopped=True))
+    assert merged.due(stopped=True) == []
+    merged.add([(partial(2), 0, 3)])
+    assert [(window.feature, window.rows) for window in merged.due(stopped=True)] == [("x", 2), ("y", 1)]
+
+
+def test_what_the_watermark_closed_is_counted_further_and_not_judged_again() -> None:
     merged = windows()
     merged.add([(partial(1), 0, 0)])
-    merged.close(merged.due(idle=True))
-    assert merged.due(idle=True) == []
-    merged.add([(partial(2), 0, 1)])
-    assert [window.rows for window in merged.due(idle=True)] == [2]
+    merged.watermark = 2 * DAY
+    merged.close(merged.due(stopped=False))
+    added = merged.add([(partial(2), 0, 1), (partial(2, "y"), 0, 2), (partial(24), 0, 3)])
+    assert (added.late, merged["m||x||0"].rows) == (2, 2)
+    back = windows()
+    back.load(window.save() for window in added.changed.values())
+    for one in (merged, back):
+        assert [window.start for window in one.due(stopped=True)] == [DAY]
+
+
+def test_a_stop_that_ends_before_the_watermark_has_passed_settles_nothing() -> None:
+    merged = windows()
+    merged.add([(partial(1), 0, 0)])
+    merged.close(merged.due(stopped=True))
+    merged.watermark = 2 * DAY
+    assert [window.rows for window in merged.due(stopped=False)] == [1]
+    merged.close(merged.due(stopped=False))
+    assert merged.add([(partial(2), 0, 1)]).late == 1
 
 
 def test_counts_in_the_bins_of_two_references_are_not_added() -> None:

@@ -8,14 +8,14 @@ and each is mended here.
 
 import asyncio
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import faust
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import NewTopic
 from faust.transport.drivers import aiokafka as driver
-from faust.types import FutureMessage
+from faust.types import TP, FutureMessage
 
 from penstock.settings import Settings
 from penstock.topics import BrokerUnavailable, admin_client
@@ -32,6 +32,14 @@ class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]  # the libra
         consumer._isolation_level = "read_committed"
         return consumer
 
+    def positions(self, partitions: Iterable[Any]) -> dict[Any, int]:
+        """Offset of the next record by partition. aiokafka's own ``position`` would wait where there is none yet."""
+        subscription = self._ensure_consumer()._subscription.subscription
+        if subscription is None or subscription.assignment is None:
+            return {}
+        states = {tp: subscription.assignment.state_value(tp) for tp in partitions}
+        return {tp: at.position for tp, at in states.items() if at is not None and at.has_valid_position}
+
 
 class _Consumer(driver.Consumer):  # type: ignore[misc]  # the library has no types
     """Hands on every partition's records in order, and commits what was declared ``safe``.
@@ -44,6 +52,8 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # the library has no ty
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._safe: dict[Any, int] = {}
+        self._handed: dict[Any, int] = {}
+        self._read: dict[Any, int] = {}
         self._sought: int | None = None
         self._opened: int | None = None
 
@@ -73,7 +83,15 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]  # the library has no ty
             here = self.assignment()
             await self.seek_wait({tp: found[0].offset for tp, found in records.items() if tp in here})
             return {}
+        # no other read is under way now, so what lies below a position was handed on or is none of ours
+        self._read.update(self._thread.positions(wanted))
+        self._handed.update({tp: found[-1].offset for tp, found in records.items() if found})
         return records
+
+    def through(self, tp: Any) -> int:
+        """The offset below which everything is safe, transactions' markers and aborted rows included."""
+        safe = self._safe.get(tp, 0)
+        return safe if self._handed.get(tp, -1) >= safe else max(safe, self._read.get(tp, 0))
 
     def safe(self, events: Iterable[Any]) -> None:
         """What came of these need not be done again: their offsets may be committed."""
@@ -110,6 +128,10 @@ class CommittedApp(faust.App):  # type: ignore[misc]  # the library has no types
     def safe(self, events: Iterable[Any]) -> None:
         """What came of these events need not be done again: their offsets may be committed."""
         self.consumer.safe(events)
+
+    def through(self, topic: str, ends: Mapping[int, int]) -> bool:
+        """Whether everything below the ``ends``: offset by partition, is safe."""
+        return all(self.consumer.through(TP(topic, number)) >= end for number, end in ends.items())
 
 
 class SafeTable(faust.Table):  # type: ignore[misc]  # the library has no types

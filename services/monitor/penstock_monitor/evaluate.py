@@ -2,7 +2,7 @@
 told.
 
 An alarm needs four things: enough rows, an effect over its floor, a p-value below 0.05 after the correction over all
-measures that closed for the same window, and the same finding in the window before.
+measures that close with it, and the same finding in the window before.
 """
 
 import hashlib
@@ -56,16 +56,16 @@ class Alert:
 
 
 def judge(closed: Sequence[Window], references: References, plan: MonitorPlan, before: Before) -> list[Alert]:
-    """The alerts of windows that close now, oldest first. Notes in every window what it is over in; the caller keeps
-    the windows.
+    """The alerts of windows that close now, whole families, oldest first. Notes in every window what it is over in; the
+    caller keeps the windows.
     """
     alerts: list[Alert] = []
-    for start in sorted({window.start for window in closed}):
-        findings = [f for window in closed if window.start == start for f in findings_of(window, references, plan)]
+    for family in sorted({window.family for window in closed}):
+        windows = [window for window in closed if window.family == family]
+        findings = [finding for window in windows for finding in findings_of(window, references, plan)]
         corrected = benjamini_hochberg([finding.p_value for finding in findings])
-        for window in closed:
-            if window.start == start:
-                window.over = []
+        for window in windows:
+            window.over = []
         for finding, p_value in zip(findings, corrected, strict=True):
             window = finding.window
             if window.rows < plan.minimum_rows or not finding.over_floor or p_value >= SIGNIFICANCE:

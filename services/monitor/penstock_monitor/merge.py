@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +21,7 @@ from penstock.settings import Settings
 from penstock.topics import BrokerUnavailable
 from penstock_monitor.committed import CommittedApp, SafeTable, broker_of, make_changelog
 from penstock_monitor.merging import Merge
+from penstock_monitor.sources import Progress, Sources
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
         app, name=TABLE, partitions=plan.partitions, schema=faust.Schema(**raw), key_type=bytes, value_type=bytes
     )
     merge = Merge(plan, settings, app.tables.add(table), alerts)
+    sources = Sources(plan, settings)
+    progress: Progress | None = None
     health.wait("start", None)
     health.wait("recovery", "the windows are being read back")
 
@@ -93,9 +95,20 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
                 app.safe(events)
 
     async def close_windows() -> None:
-        if health.ready:
-            with leaving_on_failure():
-                await merge.close(time.monotonic())
+        nonlocal progress
+        if not health.ready:
+            return
+        with leaving_on_failure():
+            if progress is None:
+                try:
+                    progress = await asyncio.to_thread(sources.look)
+                except BrokerUnavailable as error:
+                    log.warning("%s", error)
+                    return
+            # a later look would claim more, and under load be true as late again: this one is waited for
+            if app.through(plan.topic("profiles").name, progress.ends):
+                reached, progress = progress, None
+                await merge.close(reached.watermark, stopped=reached.stopped)
 
     table.on_recover(recovered)
     app.agent(profiles)(merge_profiles)

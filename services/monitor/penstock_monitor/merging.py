@@ -1,8 +1,7 @@
-"""What the merge does with a list of events and with the passing of time: everything but the Faust app itself."""
+"""What the merge does with a list of events and with the passing of event time: everything but the Faust app itself."""
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,12 +14,10 @@ from penstock.settings import Settings
 from penstock.worker import schema_lookup
 from penstock_monitor.evaluate import Alert, judge
 from penstock_monitor.publish import Gauges, alert_rows
-from penstock_monitor.references import ReferenceReader, References
+from penstock_monitor.references import ReferenceReader
 from penstock_monitor.windows import Window, Windows
 
 log = logging.getLogger(__name__)
-
-REFERENCES_EVERY_S = 10.0
 
 
 class Merge:
@@ -31,7 +28,7 @@ class Merge:
     def __init__(self, plan: Plan, settings: Settings, table: Any, alerts: Any) -> None:
         monitors = plan.monitors
         horizon = plan.label.horizon_ms if plan.label is not None else 0
-        self.windows = Windows(monitors.window_ms, plan.lateness_ms + monitors.pane_ms, horizon)
+        self.windows = Windows(monitors.window_ms, plan.lateness_ms, horizon)
         self._plan, self._table, self._alerts = plan, table, alerts
         value = plan.topic("profiles").value
         alert = plan.topic("alerts").value
@@ -40,10 +37,8 @@ class Merge:
         self._decoder = AvroDecoder(value.avro, schema_lookup(plan, settings))
         self._encoder = AvroEncoder(alert.avro, alert.id)
         self._reader = ReferenceReader(plan, settings)
-        self._references = References()
         self._gauges = Gauges(plan)
         self._lock = asyncio.Lock()
-        self._heard = self._looked = float("-inf")
         self._recovered = False
 
     def recovered(self) -> None:
@@ -52,7 +47,6 @@ class Merge:
         It is again after every rebalance, perhaps while the newest values are on their way to the changelog; the
         windows here are those of the only worker, so they stay.
         """
-        self._heard = time.monotonic()
         if self._recovered:
             return
         self._recovered = True
@@ -66,21 +60,29 @@ class Merge:
             added = self.windows.add(rows)
             if added.left_out:
                 log.warning("%d profiles were left out: too old, or cut at other bins", added.left_out)
-            self._heard = time.monotonic()
+            if added.late:
+                log.info("%d profiles came after their window was judged for good: only counted", added.late)
             await self._table.keep(_saved(added.changed.values()))
         # counted once they are safe: a crash before would count them again
         self._gauges.count(added.rows)
 
-    async def close(self, now: float) -> None:
-        """Close what is due: metrics, alerts, and the windows' verdicts into the table."""
-        idle = now - self._heard >= self._plan.monitors.idle_ms / 1000
+    async def close(self, watermark: int, *, stopped: bool) -> None:
+        """Close what is due: metrics, alerts, and the windows' verdicts into the table.
+
+        ``watermark``: ms since epoch, up to which all partials of all sources were added; ``stopped``: no more come.
+        """
         async with self._lock:
-            due = self.windows.due(idle=idle)
+            self.windows.watermark = max(self.windows.watermark, watermark)
+            due = self.windows.due(stopped=stopped)
             if due:
-                await self._refresh(now)
-                alerts = judge(due, self._references, self._plan.monitors, self.windows.before)
+                try:
+                    references = await asyncio.to_thread(self._reader.read)
+                except OSError as error:
+                    log.warning("windows stay open, for the model registry cannot be read: %s", error)
+                    return
+                alerts = judge(due, references, self._plan.monitors, self.windows.before)
                 self.windows.close(due)
-                self._gauges.show(due, self._references)
+                self._gauges.show(due, references)
                 await self._send(alerts)
                 await self._table.keep(_saved(due))
             gone = self.windows.forget()
@@ -104,15 +106,6 @@ class Merge:
             (row, message.partition, message.offset)
             for row, message in zip(from_arrow(decoded.rows), messages, strict=True)
         ]
-
-    async def _refresh(self, now: float) -> None:
-        if now - self._looked < REFERENCES_EVERY_S:
-            return
-        self._looked = now
-        try:
-            self._references = await asyncio.to_thread(self._reader.read)
-        except OSError as error:
-            log.warning("the model registry cannot be read: %s", error)
 
     async def _send(self, alerts: Sequence[Alert]) -> None:
         """At least once, before the windows say that they were sent."""

@@ -2,7 +2,8 @@
 
 Offsets and tables of a Faust app are not atomic, so every window's value carries the highest offset that went into it
 per source partition, and anything at or below is skipped: whatever is delivered again after a crash, each partial
-counts once.
+counts once. Windows that are judged together are closed together, and once only by watermark: so what they say depends
+on the rows, and not on the order in which their counts arrived.
 """
 
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ import numpy as np
 import orjson
 
 from penstock.profiles.rows import OUTCOME, Counts, ProfileRow, top_names
+from penstock.records import NO_TIME
 
 KEPT_WINDOWS = 1000
 """Windows kept per measure behind the newest; what arrives for older ones is counted as too late and left out."""
@@ -24,13 +26,17 @@ def _none() -> Counts:
     return np.empty(0, np.int64)
 
 
+Family = tuple[int, bool]
+"""The windows that close, and are judged, together: those of one start, the outcomes apart, which wait for labels."""
+
+
 @dataclass(slots=True)
 class Window:
     """One measure over one window, all partials added up. ``start``, ``end``: ms since epoch.
 
     ``applied``: highest offset by source partition. ``reached``: end of its newest pane. ``judged``: rows when it was
-    last closed, -1 while it is open. ``over``: kinds of alarm that it was over the threshold in; ``alerted``: those
-    that were sent.
+    last closed, -1 while it is open. ``settled``: it was closed by watermark, and is not judged again. ``over``: kinds
+    of alarm that it was over the threshold in; ``alerted``: those that were sent.
     """
 
     model: str
@@ -60,12 +66,17 @@ class Window:
     applied: dict[int, int] = field(default_factory=dict)
     reached: int = 0
     judged: int = -1
+    settled: bool = False
     over: list[str] = field(default_factory=list)
     alerted: list[str] = field(default_factory=list)
 
     @property
     def key(self) -> str:
         return f"{self.model}|{self.version}|{self.feature}|{self.reference}|{self.start}"
+
+    @property
+    def family(self) -> "Family":
+        return self.start, self.feature == OUTCOME
 
     @property
     def touched(self) -> int:
@@ -116,27 +127,27 @@ class Window:
 
 @dataclass(slots=True)
 class Added:
-    """What a list of partials did: the windows that ``changed``, the ``rows`` that were new, and how many were
-    ``left_out``, because they are older than every window that is kept or have other bins than their window.
+    """What a list of partials did: the windows that ``changed``, the ``rows`` that were new, how many of them were
+    ``late``, because their window was settled, and how many partials were ``left_out``, because they are older than
+    every window that is kept or have other bins than their window.
     """
 
     changed: dict[str, Window] = field(default_factory=dict)
     rows: list[ProfileRow] = field(default_factory=list)
+    late: int = 0
     left_out: int = 0
 
 
 class Windows:
-    """All windows by key, and event time as far as the partials have come.
+    """All windows by key, and the ``watermark``: event time up to which the partials of every source are in.
 
-    ``grace_ms``: how long after its end a window stays open, for partitions come apart by up to the lateness;
-    outcomes wait ``horizon_ms`` more, for that is when the last label may come.
+    ``grace_ms``: how long after its end a window stays open, for a row may be late by as much; outcomes wait
+    ``horizon_ms`` more, for that is when the last label may come.
     """
 
     def __init__(self, window_ms: int, grace_ms: int, horizon_ms: int) -> None:
         self._window_ms, self._grace_ms, self._horizon_ms = window_ms, grace_ms, horizon_ms
-        self._windows: dict[str, Window] = {}
-        self._open: set[str] = set()
-        self.newest = 0
+        self.load(())
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -146,13 +157,12 @@ class Windows:
 
     def load(self, saved: Iterable[bytes]) -> None:
         """Start from these windows alone."""
-        self._windows, self._open, self.newest = {}, set(), 0
+        self._windows: dict[str, Window] = {}
+        self._families: dict[Family, dict[str, Window]] = {}
+        self._unsettled: set[Family] = set()
+        self.newest, self.watermark = 0, NO_TIME
         for content in saved:
-            window = Window.load(content)
-            self._windows[window.key] = window
-            self.newest = max(self.newest, window.reached)
-            if window.judged != window.touched:
-                self._open.add(window.key)
+            self._take(Window.load(content))
 
     def add(self, rows: Iterable[tuple[ProfileRow, int, int]]) -> "Added":
         """Add partials (row, source partition, offset); those that are in already change nothing."""
@@ -169,24 +179,42 @@ class Windows:
             if not window.fits(row):
                 added.left_out += 1
                 continue
-            self._windows[window.key] = window
             if window.add(row, partition, offset):
+                window.reached = max(window.reached, row.pane + row.pane_ms)
+                self._take(window)
                 added.changed[window.key] = window
                 added.rows.append(row)
-                self._open.add(window.key)
-                window.reached = max(window.reached, row.pane + row.pane_ms)
-                self.newest = max(self.newest, window.reached)
+                added.late += window.settled
         return added
 
-    def due(self, *, idle: bool) -> list[Window]:
-        """Open windows that event time has passed, or all open ones when nothing has come for a while; oldest first."""
-        found = [window for window in map(self._windows.__getitem__, self._open) if idle or self._passed(window)]
-        return sorted(found, key=lambda window: (window.start, window.key))
+    def _take(self, window: Window) -> None:
+        family = self._families.setdefault(window.family, {})
+        # whoever comes to a family that was judged comes too late for it
+        window.settled = window.settled or any(other.settled for other in family.values())
+        self._windows[window.key] = family[window.key] = window
+        self.newest = max(self.newest, window.reached)
+        if not window.settled:
+            self._unsettled.add(window.family)
+
+    def due(self, *, stopped: bool) -> list[Window]:
+        """The windows of every family that the watermark has passed, and of those with news when the stream has
+        ``stopped``; oldest first.
+        """
+        found = []
+        for family in sorted(self._unsettled):
+            windows = self._families[family].values()
+            news = any(window.judged != window.touched for window in windows)
+            if self._passed(family) or (stopped and news):
+                found += sorted(windows, key=lambda window: window.key)
+        return found
 
     def close(self, windows: Iterable[Window]) -> None:
+        """They are judged: for good where the watermark has passed them."""
         for window in windows:
             window.judged = window.touched
-            self._open.discard(window.key)
+            window.settled = self._passed(window.family)
+            if window.settled:
+                self._unsettled.discard(window.family)
 
     def before(self, window: Window) -> Window | None:
         """The same measure, one window earlier."""
@@ -199,12 +227,14 @@ class Windows:
         gone = [window for window in self._windows.values() if window.start < oldest]
         for window in gone:
             del self._windows[window.key]
-            self._open.discard(window.key)
+            self._families.pop(window.family, None)
+            self._unsettled.discard(window.family)
         return gone
 
-    def _passed(self, window: Window) -> bool:
-        wait = self._grace_ms + (self._horizon_ms if window.feature == OUTCOME else 0)
-        return self.newest >= window.end + wait
+    def _passed(self, family: Family) -> bool:
+        start, outcome = family
+        wait = self._grace_ms + (self._horizon_ms if outcome else 0)
+        return self.watermark >= start + self._window_ms + wait
 
 
 def _sum(a: Counts, b: Counts) -> Counts:

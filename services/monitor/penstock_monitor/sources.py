@@ -1,0 +1,95 @@
+"""How far the monitor's workers have counted their sources, read from what they commit: the watermark travels in the
+offsets' metadata, and offsets and partials are of one transaction. So whoever has read the profiles up to the ends that
+were looked up after the offsets has every partial of every row that the offsets lie behind, whatever the order in which
+partitions were counted.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka.admin import OffsetSpec
+
+from penstock.plan import Plan
+from penstock.records import NO_TIME, Partition
+from penstock.settings import Settings
+from penstock.topics import BrokerUnavailable, admin_client
+from penstock.transport.protocol import Position
+
+TIMEOUT_S = 5.0
+MARKERS = 16
+"""Behind the last row of a log lie the markers of the transactions that wrote it, up to one of each worker; nobody
+commits past them, and they are nothing that is still to be counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One look. ``watermark``: ms since epoch, every source is counted up to there; ``stopped``: nothing has been
+    written or counted for the idle time. Both hold for who has read the profiles up to ``ends``: end offset by
+    partition.
+    """
+
+    watermark: int
+    stopped: bool
+    ends: Mapping[int, int]
+
+
+class Sources:
+    """Looks at the monitor's sources. ``clock`` is in seconds."""
+
+    def __init__(self, plan: Plan, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._group, self._profiles = plan.group("monitor"), plan.topic("profiles").name
+        watched = [source.topic for source in plan.stage("monitor").inputs]
+        self._watched = [Partition(topic, n) for topic in watched for n in range(plan.partitions)]
+        profiles = [Partition(self._profiles, n) for n in range(plan.partitions)]
+        self._latest = {TopicPartition(*at): OffsetSpec.latest() for at in (*self._watched, *profiles)}
+        self._admin = admin_client(settings)
+        self._still = Stillness(plan.monitors.idle_ms / 1000, clock)
+
+    def look(self) -> Progress:
+        """The progress now. Raises ``BrokerUnavailable`` when the broker does not say."""
+        try:
+            # committed before ends: what is committed in between is not claimed to be below them
+            committed, ends = self._committed(), self._ends()
+        except KafkaException as error:
+            raise BrokerUnavailable(f"how far {self._group!r} has come is not known: {error.args[0].str()}") from None
+        profiles = {at.number: end for at, end in ends.items() if at.topic == self._profiles}
+        watermark, stopped = self._still.judge({at: (committed.get(at), ends[at]) for at in self._watched})
+        return Progress(watermark, stopped, profiles)
+
+    def _committed(self) -> dict[Partition, Position]:
+        asked = self._admin.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(self._group)], request_timeout=TIMEOUT_S
+        )
+        return {
+            Partition(at.topic, at.partition): Position(at.offset, int(at.metadata) if at.metadata else NO_TIME)
+            for at in asked[self._group].result(2 * TIMEOUT_S).topic_partitions
+            if at.offset >= 0
+        }
+
+    def _ends(self) -> dict[Partition, int]:
+        asked = self._admin.list_offsets(self._latest, request_timeout=TIMEOUT_S)
+        return {Partition(at.topic, at.partition): end.result(2 * TIMEOUT_S).offset for at, end in asked.items()}
+
+
+class Stillness:
+    """Which partitions still count: one that is read to its end and has not moved for ``idle_s`` holds nobody back."""
+
+    def __init__(self, idle_s: float, clock: Callable[[], float]) -> None:
+        self._idle_s, self._clock = idle_s, clock
+        self._moved: dict[Partition, tuple[tuple[int, int], float]] = {}
+
+    def judge(self, places: Mapping[Partition, tuple[Position | None, int]]) -> tuple[int, bool]:
+        """The smallest watermark of the partitions that move, ``NO_TIME`` where one of them is not begun or none
+        moves, and whether none does. ``places``: what is committed, and the end offset.
+        """
+        now = self._clock()
+        moving = []
+        for partition, (at, end) in places.items():
+            offset = at.offset if at is not None else 0
+            if self._moved.get(partition, (None, now))[0] != (offset, end):
+                self._moved[partition] = (offset, end), now
+            if end - offset > MARKERS or now - self._moved[partition][1] < self._idle_s:
+                moving.append(at.watermark if at is not None else NO_TIME)
+        return min(moving, default=NO_TIME), not moving
