@@ -23,6 +23,17 @@ to subtract a window from.
 """
 
 
+def watermark_of(metadata: str | None) -> int:
+    """The watermark (ms since epoch) that a worker committed in an offset's metadata; ``NO_TIME`` where there is none,
+    or where another tool has written what is no number.
+    """
+    try:
+        found = int(metadata or NO_TIME)
+    except ValueError:
+        return NO_TIME
+    return found if abs(found) <= -NO_TIME else NO_TIME
+
+
 Values = Union["pa.Array", Sequence[Key]]
 """A column of bytes or text, or a sequence that becomes one."""
 

@@ -2,17 +2,35 @@
 test.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "PENSTOCK_"
+
+
+class InvalidSettings(Exception):
+    """Settings that are not what they may be: a line for each, with its variable, its value and what is allowed."""
 
 
 class Settings(BaseSettings):
-    """Read once at a worker's start. Secrets are ``SecretStr`` and never printed."""
+    """Read once at a worker's start. Secrets are ``SecretStr`` and never printed.
 
-    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", extra="ignore", populate_by_name=True)
+    ``given``: fields that a command's own options set, before the environment. Raises ``InvalidSettings``.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", populate_by_name=True)
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            # not as its cause: pydantic shows every value, those of secrets too
+            raise InvalidSettings("\n".join(_wrong(found, given) for found in error.errors())) from None
 
     bootstrap_servers: str = Field(
         "127.0.0.1:9092",
@@ -94,6 +112,26 @@ class Settings(BaseSettings):
             "ssl.key.password": _plain(self.ssl_key_password),
         }
         return {name: value for name, value in client.items() if value is not None}
+
+
+def _wrong(error: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    name = str(error["loc"][0])
+    field = Settings.model_fields[name]
+    where = name if name in given else f"{PREFIX}{name}".upper()
+    value = "" if SecretStr in (field.annotation, *get_args(field.annotation)) else f"={error['input']!r}"
+    return f"{where}{value} is not allowed. Give {_allowed(field)}"
+
+
+def _allowed(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(get_args(field.annotation))
+    if field.annotation is bool:
+        return "true or false"
+    if field.annotation is int:
+        limits = [f"at least {limit.ge}" for limit in field.metadata if hasattr(limit, "ge")]
+        limits += [f"at most {limit.le}" for limit in field.metadata if hasattr(limit, "le")]
+        return f"a whole number, {' and '.join(limits)}"
+    return "text"
 
 
 def _plain(secret: SecretStr | None) -> str | None:

@@ -71,6 +71,9 @@ FEAST_ROWS = Counter("penstock_feast_rows", "Rows written to a store of Feast: o
 FEAST_FAILURES = Counter(
     "penstock_feast_failures", "Writes to a store of Feast that failed and were tried again", ["view", "store"]
 )
+FEAST_UNREADABLE = Counter(
+    "penstock_feast_unreadable", "Rows of a view's topic that cannot be decoded and are left out", ["view", "reason"]
+)
 
 # Inference
 MODEL_INFO = Gauge(

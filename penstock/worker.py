@@ -60,7 +60,7 @@ def find_kind(name: str) -> StageKind:
             if not isinstance(found, StageKind):
                 raise PlanError(f"entry point penstock.stages:{kind} is {found!r}, not a StageKind")
             return found
-    raise PlanError(f"no installed service runs {name!r}. Install penstock-{kind}")
+    raise PlanError(f"the service that runs {name!r} is not installed. Install penstock-{kind}")
 
 
 def find_main(name: str) -> Callable[[Plan, str, Settings], int] | None:
@@ -77,6 +77,7 @@ def run(plan: Plan, name: str, settings: Settings) -> int:
     logs.set_up(name, settings.slot, settings.log_level)
     _share_arenas()
     try:
+        plan.stage(name)  # raises where the plan has none of that name, loop or not: nothing is to install then
         with Slot(settings.state_dir, plan.group(name), settings.slot):
             log.info("%s of %s, with Kafka at %s", name, plan.pipeline, settings.bootstrap_servers)
             main = find_main(name)

@@ -36,9 +36,10 @@ def new(
         return
     plan = compile_pipeline(f"{name}.pipeline:pipeline", lock="extend")
     typer.echo(f"locked the schemas of {len(plan.topics)} topics in {target / 'schemas.lock'}")
-    typer.echo(
-        f"next: penstock check {name}.pipeline:pipeline" + ("" if directory == Path() else f"   (in {directory})")
-    )
+    typer.echo("next" + ("" if directory == Path() else f", in {directory}") + ":")
+    typer.echo(f"  penstock check {name}.pipeline:pipeline")
+    typer.echo(f"  python -m {name}.train  # a first version of the model; needs onnx")
+    typer.echo(f"  penstock dev {name}.pipeline:pipeline  # serves it, where nothing serves yet")
 
 
 def make_pipeline(name: str, directory: Path) -> Path:

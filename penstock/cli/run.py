@@ -18,7 +18,5 @@ def run(
     from penstock.settings import Settings
     from penstock.worker import run as run_worker
 
-    settings = Settings()
-    if slot is not None:
-        settings = settings.model_copy(update={"slot": slot})
+    settings = Settings() if slot is None else Settings(slot=slot)
     raise typer.Exit(run_worker(Plan.load(plan), stage, settings))

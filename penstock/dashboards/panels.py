@@ -80,9 +80,13 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Feast",
-            "Rows written to Feast's stores, and writes that failed and were tried again.",
+            "Rows written to Feast's stores, writes that failed and were tried again, and rows that cannot be read.",
             "ops",
-            [rate(telemetry.FEAST_ROWS, "view", "store"), rate(telemetry.FEAST_FAILURES, "view", "store", rare=True)],
+            [
+                rate(telemetry.FEAST_ROWS, "view", "store"),
+                rate(telemetry.FEAST_FAILURES, "view", "store", rare=True),
+                rate(telemetry.FEAST_UNREADABLE, "view", "reason", rare=True),
+            ],
         ),
     ],
     "Latency": [

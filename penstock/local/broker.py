@@ -23,7 +23,15 @@ from penstock.local.kafka_server import LOG_DIR, PROPERTIES, PROPERTIES_NAME, Ka
 from penstock.local.launch import launch
 from penstock.local.ports import free_port, is_free
 from penstock.local.recovery import fence_former_self, was_killed
-from penstock.local.state import BrokerError, BrokerState, read_state, send_signal, stop_process, write_state
+from penstock.local.state import (
+    BrokerError,
+    BrokerState,
+    make_folder,
+    read_state,
+    send_signal,
+    stop_process,
+    write_state,
+)
 
 LOG_NAME = "kafka.log"
 TAIL_LINES = 30
@@ -80,13 +88,13 @@ class EmbeddedBroker:
     def start(self) -> str:
         """Start the broker and return its address once it answers.
 
-        Raises `BrokerError` with the end of Kafka's log when it does not, or when the folder is in use or of another
-        Kafka; `JarsUnavailable` and `JavaNotFound` when the machine lacks what it needs.
+        Raises `BrokerError` with the end of Kafka's log when it does not, or when the folder is in use, of another
+        Kafka or not to be written to; `JarsUnavailable` and `JavaNotFound` when the machine lacks what it needs.
         """
         former = read_state(self.data_dir)
         _refuse_unusable(self.data_dir, former)
+        make_folder(self.data_dir)
         self._server = find_server(self.progress)
-        self.data_dir.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, ATTEMPTS + 1):
             state = self._next_state(former)
             (self.data_dir / PROPERTIES_NAME).write_text(PROPERTIES.format(**state.model_dump()), encoding="ascii")

@@ -23,7 +23,7 @@ from penstock.local.replaying import Replaying
 from penstock.local.resolve import BrokerHandle, describe_kind, resolve_broker
 from penstock.local.scrape import scrape
 from penstock.local.screen import Screen, Status
-from penstock.local.state import read_state
+from penstock.local.state import make_folder, read_state
 from penstock.local.steps import Step
 from penstock.local.summary import Summary, summarize
 from penstock.local.supervisor import Supervisor, resident_bytes
@@ -74,7 +74,7 @@ class Demo:
 
     def __init__(self, options: Options, screen: Screen, stack: ExitStack) -> None:
         self._options, self._screen, self._stack = options, screen, stack
-        self._folder = options.folder
+        self._folder, self._environment = options.folder, Settings()
         self._peak = 0
 
     def run(self) -> Summary:
@@ -202,10 +202,9 @@ class Demo:
             (self._folder / "feast" / "var").mkdir(exist_ok=True)  # Feast makes the last folder of its paths only
             shutil.copy(Path(plan.feature_store) / "feature_store.yaml", store)
             update["feature_store_dir"] = store
-        settings = Settings()
-        if "commit_interval_ms" not in settings.model_fields_set:
+        if "commit_interval_ms" not in self._environment.model_fields_set:
             update["commit_interval_ms"] = COMMIT_INTERVAL_MS
-        return settings.model_copy(update=update)
+        return self._environment.model_copy(update=update)
 
     def _clean(self) -> None:
         state = read_state(self._folder / "broker") if (self._folder / "broker").exists() else None
@@ -215,7 +214,7 @@ class Demo:
             )
         for name in ("broker", "state", "feast", "logs"):
             shutil.rmtree(self._folder / name, ignore_errors=True)
-        (self._folder / "logs").mkdir(parents=True)
+        make_folder(self._folder / "logs")
 
 
 def make_topics(plan: Plan, settings: Settings) -> None:

@@ -5,12 +5,14 @@ broker's records from one time to the next, as the pipeline's own Feast stores d
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 from penstock.local.plans import PlanFile
 from penstock.local.resolve import resolve_broker
+from penstock.local.state import make_folder
 from penstock.local.supervisor import Supervisor
-from penstock.models.control_topic import promote, read_control
+from penstock.models.control_topic import ControlUnavailable, promote, read_control
 from penstock.models.registry import ModelRegistry
 from penstock.plan import Plan
 from penstock.settings import Settings
@@ -26,16 +28,18 @@ class Development:
         self, source: str, docker: bool, folder: Path | None, say: Callable[[str], None], stack: ExitStack
     ) -> None:
         self._say, self._said, self._looked = say, "", 0.0
+        settings = Settings()
         name = source.partition(":")[0].replace(".", "_")
         self._folder = folder or Path("var/dev") / name
         logs = self._folder / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        plan_file = PlanFile(source, self._folder / "plan.json", logs / "compile.log", extend_lock=True)
+        make_folder(logs)
+        self._plan_path = self._folder / "plan.json"
+        plan_file = PlanFile(source, self._plan_path, logs / "compile.log", extend_lock=True)
         stack.callback(plan_file.close)
         broker = stack.enter_context(resolve_broker(docker, self._folder / "broker"))
-        self._plan = plan_file.load()
-        self._bootstrap = broker.bootstrap
-        settings = Settings().model_copy(
+        self._plan, self._train = plan_file.load(), train_command(source)
+        self._bootstrap, self._models = broker.bootstrap, ModelRegistry(settings.models_url)
+        self._settings = settings = settings.model_copy(
             update={"bootstrap_servers": broker.bootstrap, "state_dir": self._folder / "state"}
         )
         admin, specs = admin_client(settings), topic_specs(self._plan)
@@ -43,7 +47,7 @@ class Development:
         for difference in check_topics(admin, specs):
             say(f"{difference.topic} {difference.what}. Mend: {difference.mend}")
         promote_newest(self._plan, settings, say)
-        self._supervisor = Supervisor(self._plan, self._folder / "plan.json", settings, logs, tell=say)
+        self._supervisor = Supervisor(self._plan, self._plan_path, settings, logs, tell=say)
         stack.enter_context(self._supervisor)
 
     def page(self) -> str:
@@ -67,23 +71,27 @@ class Development:
         """The same for programs."""
         return {
             "bootstrap": self._bootstrap,
-            "plan": str(self._folder / "plan.json"),
+            "plan": str(self._plan_path),
             "topics": {topic.name: topic.partitions for topic in self._plan.topics},
             "workers": {w.name: f"http://127.0.0.1:{w.port}/metrics" for w in self._supervisor.workers},
         }
 
     def look(self) -> None:
-        """Say what is not ready whenever that changes. Raises ``WorkersFailed``."""
+        """Say what is not ready, and what to call where that is a model, whenever it changes. Raises
+        ``WorkersFailed``.
+        """
         self._supervisor.check()
         if time.monotonic() - self._looked < LOOK_EVERY_S:
             return
         self._looked = time.monotonic()
-        waiting = []
+        waiting, mend = [], ""
         for worker in self._supervisor.workers:
             worker.look()
             if not worker.ready:
                 waiting.append(f"{worker.name}: {'; '.join(worker.waiting_for.values())}")
-        said = "not ready: " + " | ".join(waiting) if waiting else "all workers are ready"
+            if "model" in worker.waiting_for and not has_champion(self._plan, self._settings):
+                mend = how_to_serve(self._plan, self._models, self._train, self._plan_path, self._bootstrap)
+        said = "not ready: " + " | ".join(waiting) + mend if waiting else "all workers are ready"
         if said != self._said:
             self._said = said
             self._say(said)
@@ -95,7 +103,30 @@ def promote_newest(plan: Plan, settings: Settings, say: Callable[[str], None]) -
         return
     versions = ModelRegistry(settings.models_url).versions(plan.model.name)
     if not versions:
-        say(f"{settings.models_url} has no version of {plan.model.name!r}: train one, then `penstock model promote`")
         return
     promote(settings, plan, versions[-1], "penstock dev", "the newest version, where nobody served")
     say(f"{plan.model.name} {versions[-1]} is champion now, as the newest version in {settings.models_url}")
+
+
+def has_champion(plan: Plan, settings: Settings) -> bool:
+    """Whether somebody serves; while nobody knows, nothing is to be mended and it is True."""
+    try:
+        return any(found.message.version for found in read_control(settings, plan))
+    except ControlUnavailable:
+        return True
+
+
+def train_command(source: str) -> str:
+    """What makes a version of the model: the ``train`` beside the pipeline, where it has one."""
+    train = f"{source.partition(':')[0].rpartition('.')[0]}.train".lstrip(".")
+    return f"python -m {train}" if find_spec(train) is not None else "penstock model register FOLDER"
+
+
+def how_to_serve(plan: Plan, registry: ModelRegistry, train: str, plan_path: Path, bootstrap: str) -> str:
+    """The commands that are left until a version of the plan's model serves, a line each."""
+    assert plan.model is not None
+    name, newest = plan.model.name, registry.latest(plan.model.name)
+    promote = f"KAFKA_BOOTSTRAP_SERVERS={bootstrap} penstock model promote {plan_path} {newest or 'VERSION'}"
+    if newest is not None:
+        return f"\n  {registry.url} has {name} {newest}. Let it serve:  {promote}"
+    return f"\n  {registry.url} has no version of {name}. Make one:  {train}\n  then let it serve:  {promote}"

@@ -11,7 +11,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaExcep
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from penstock.plan import Plan, StagePlan
-from penstock.records import Partition
+from penstock.records import Partition, watermark_of
 from penstock.settings import Settings
 from penstock.topics import admin_client
 from penstock.transport.protocol import Position
@@ -101,7 +101,7 @@ class OffsetReader:
         }
         committed = {
             name: {
-                Partition(at.topic, at.partition): Position(at.offset, int(at.metadata) if at.metadata else 0)
+                Partition(at.topic, at.partition): Position(at.offset, watermark_of(at.metadata))
                 for at in answer.result(PATIENCE_S).topic_partitions
                 if at.offset >= 0
             }

@@ -7,6 +7,7 @@ belong to something else: the broker's command line carries the folder's cluster
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -50,10 +51,25 @@ def read_state(data_dir: Path) -> BrokerState | None:
         return BrokerState.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
+    except OSError as error:
+        raise BrokerError(f"{path} cannot be read: {error.strerror}. Choose another folder.") from error
+    except ValidationError as error:
         raise BrokerError(
             f"{path} is not the state of a broker ({type(error).__name__}). "
             f"Delete the folder {data_dir} to start with an empty broker, or choose another."
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes ``folder`` if it is not there; raises `BrokerError` when it cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BrokerError(
+            f"the folder {folder} cannot be made or written to: {error.strerror}. "
+            "Choose another, or make it one that you may write to."
         ) from error
 
 

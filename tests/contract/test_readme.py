@@ -78,6 +78,14 @@ def read_features(bootstrap: str, lock: Path, n: int) -> list[dict[str, Any]]:
     return found
 
 
+def wait_for(log: Path, text: str) -> str:
+    """The log, once ``text`` is in it."""
+    deadline = time.monotonic() + 60
+    while text not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return log.read_text()
+
+
 def test_the_pipeline_has_thirty_lines() -> None:
     assert sum(bool(line.strip()) for text in blocks("python") for line in text.splitlines()) <= 30
 
@@ -114,9 +122,12 @@ def test_the_pipeline_runs_and_a_plain_client_reads_its_features(sensors: Path) 
                 producer.produce("sensors.raw", json.dumps(reading), key="lathe")
             assert producer.flush(30) == 0
             found = read_features(bootstrap, sensors / "sensors/schemas.lock", 3)
+            missing = wait_for(log, "no version of wear")
         finally:
             running.send_signal(signal.SIGINT)
             running.wait(60)
+    assert "Make one:  penstock model register FOLDER" in missing
+    assert f"KAFKA_BOOTSTRAP_SERVERS={bootstrap} penstock model promote " in missing
     assert [(row["mean_1h"], row["readings_1d"]) for row in found] == [(1.0, 1), (2.0, 2), (4.0, 3)]
 
 

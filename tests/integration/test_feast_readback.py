@@ -31,8 +31,10 @@ from penstock.compiling import compile_pipeline
 from penstock.envelope import EVENT_ID, EVENT_TIME
 from penstock.health import Health
 from penstock.local.resolve import BrokerHandle
+from penstock.logs import JsonLines
 from penstock.plan import Plan
 from penstock.settings import Settings
+from penstock.telemetry import FEAST_UNREADABLE
 from penstock.transport.memory import MemoryBroker, MemoryTransport
 from penstock.worker import make_loop
 
@@ -311,6 +313,32 @@ def test_an_event_without_a_key_has_no_row(shops: Any) -> None:
     shop.visit([(None, START, 1.0), ("c1", START, 2.0)])
     shop.write()
     assert shop.history("spend")["customer"].tolist() == ["c1"]
+
+
+def test_a_row_that_cannot_be_read_is_left_out_counted_and_logged_without_its_bytes(
+    shops: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = shops()
+    shop.visit([("c1", START, 1.0)])
+    topic = f"{shop.name}.view.spend"
+    shop.broker.append(topic, "c1", b"Grace Hopper")
+    (number,) = (number for number, rows in enumerate(shop.broker.logs[topic]) if rows)
+    offset = len(shop.broker.logs[topic][number]) - 1
+    shop.visit([("c1", START + timedelta(minutes=1), 2.0)])
+
+    def counted() -> float:
+        samples = [sample for metric in FEAST_UNREADABLE.collect() for sample in metric.samples]
+        return sum(s.value for s in samples if s.name.endswith("_total") and s.labels["view"] == "spend")
+
+    before = counted()
+    shop.write()
+    assert shop.history("spend")["sum_1h"].tolist() == [1.0, 3.0]
+    assert counted() == before + 1
+    (line,) = (record for record in caplog.records if "is left out" in record.getMessage())
+    said = JsonLines("features.feast", 0).format(line)
+    told = json.loads(said)
+    assert (told["topic"], told["partition"], told["offset"]) == (topic, number, offset)
+    assert "Hopper" not in said
 
 
 class Killed(BaseException):

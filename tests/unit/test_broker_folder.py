@@ -1,11 +1,14 @@
 """A data folder that the broker must not touch is refused before anything starts, with the mend."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from penstock.cli.app import app
 from penstock.local.broker import EmbeddedBroker
 from penstock.local.jars import KAFKA_VERSION
 from penstock.local.ports import free_port, is_free
@@ -44,6 +47,26 @@ def test_a_damaged_state_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "broker.json").write_text('{"kafka": ')
     with pytest.raises(BrokerError, match=r"broker\.json is not the state of a broker"):
         EmbeddedBroker(tmp_path).start()
+
+
+@pytest.mark.parametrize("child", ["x", "x/y"])
+def test_a_folder_that_cannot_be_made_is_one_line_with_the_mend(child: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    folder = tmp_path / child
+    failed = CliRunner().invoke(app, ["broker", "start", "--data-dir", str(folder)])
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("penstock broker: ")
+    assert failed.stderr.count("\n") == 1
+    for word in (str(folder), "Not a directory", "Choose another"):
+        assert word in failed.stderr
+
+
+def test_a_folder_of_the_kernel_is_named_before_anything_is_fetched() -> None:
+    failed = CliRunner().invoke(app, ["broker", "start", "--data-dir", "/proc/x", "--json"])
+    assert failed.exit_code == 1
+    told = json.loads(failed.stdout)
+    assert told["running"] is False
+    assert told["error"].startswith("the folder /proc/x cannot be made or written to: ")
 
 
 def test_a_process_id_that_now_belongs_to_something_else_is_not_the_broker(tmp_path: Path) -> None:

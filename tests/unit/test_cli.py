@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from penstock.cli.app import SUB_COMMANDS, app, load_command
 from penstock.plan import PlanError
+from tests.onnx_models import plan
 
 
 def test_every_sub_command_is_there_and_shown() -> None:
@@ -38,6 +39,40 @@ def test_a_known_error_is_one_line_and_exit_1() -> None:
     assert failed.exit_code == 1
     assert failed.stderr.startswith("penstock: 'nowhere.pipeline:pipeline': no module 'nowhere' on the path.")
     assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run inference PLAN",
+        "topics PLAN",
+        "plan x:y",
+        "dev x:y",
+        "demo",
+        "model list",
+        "model status PLAN",
+        "model promote PLAN 1.0.0",
+        "schemas register .",
+    ],
+)
+def test_every_command_that_reads_settings_names_the_wrong_ones(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan().save(Path("PLAN"))
+    monkeypatch.setenv("PENSTOCK_GUARANTEE", "maybe")
+    failed = CliRunner().invoke(app, command.split())
+    assert failed.exit_code == 1
+    assert failed.stderr == (
+        "penstock: PENSTOCK_GUARANTEE='maybe' is not allowed. Give exactly_once or at_least_once\n"
+    )
+
+
+def test_a_slot_on_the_command_line_is_checked_as_one_in_the_environment(tmp_path: Path) -> None:
+    plan().save(tmp_path / "plan.json")
+    failed = CliRunner().invoke(app, ["run", "inference", str(tmp_path / "plan.json"), "--slot", "-1"])
+    assert failed.exit_code == 1
+    assert failed.stderr == "penstock: slot=-1 is not allowed. Give a whole number, at least 0\n"
 
 
 def test_debug_shows_the_traceback() -> None:

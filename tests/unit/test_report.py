@@ -4,26 +4,31 @@ import io
 import json
 from collections import Counter
 from dataclasses import replace
+from time import monotonic
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka.admin import NewTopic
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from penstock.local.drift_history import DriftHistory
 from penstock.local.live import view
-from penstock.local.offsets import FAR, Offsets, Watch
+from penstock.local.offsets import FAR, OffsetReader, Offsets, Watch
 from penstock.local.report import Run, render
+from penstock.local.resolve import BrokerHandle
 from penstock.local.scrape import Sample, by_label, parse
 from penstock.local.screen import Lines, Status
 from penstock.local.summary import Summary, page, summarize
 from penstock.local.tail import Scoreboard, Tail
 from penstock.local.verify_counts import Counts, Joined, _Fates, join, late_rows
 from penstock.plan import Plan, TopicPlan
-from penstock.records import Partition
+from penstock.records import NO_TIME, Partition
 from penstock.settings import Settings
+from penstock.topics import admin_client
 from penstock.transport.protocol import Position
 from tests.unit.features_plan import plan as visits
 
@@ -221,6 +226,26 @@ def test_what_is_on_its_way_to_the_log_holds_the_replay_back(sent: int, expected
         plan, Settings(bootstrap_servers="127.0.0.1:1"), [stage], [stage.inputs[0].topic], lambda: (sent, 900)
     )
     assert watch._judge(looked(plan, 10, 10), sent, 900) == expected
+
+
+@pytest.mark.kafka
+def test_an_offset_that_another_tool_committed_has_no_watermark(broker: BrokerHandle, kafka_topic_prefix: str) -> None:
+    topic = TopicPlan(name=f"{kafka_topic_prefix}.in", partitions=1)
+    (stage, *_) = visits().stages
+    stage = stage.model_copy(update={"inputs": (stage.inputs[0].model_copy(update={"topic": topic.name}),)})
+    plan = visits().model_copy(update={"pipeline": kafka_topic_prefix, "topics": (topic,), "stages": (stage,)})
+    settings = Settings(bootstrap_servers=broker.bootstrap)
+    admin = admin_client(settings)
+    for made in admin.create_topics([NewTopic(topic.name, 1, 1)]).values():
+        made.result(30)
+    at = TopicPartition(topic.name, 0, 3, metadata="set by kafka-ui")
+    reader, found, deadline = OffsetReader(plan, settings), {}, monotonic() + 30
+    while not found and monotonic() < deadline:  # the group's coordinator may not know a new topic yet
+        offsets = [ConsumerGroupTopicPartitions(plan.group(stage.name), [at])]
+        for written in admin.alter_consumer_group_offsets(offsets).values():
+            written.result(30)
+        found = dict(reader.read().committed[stage.name])
+    assert found == {Partition(topic.name, 0): Position(3, NO_TIME)}
 
 
 class _Sent:

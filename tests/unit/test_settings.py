@@ -6,13 +6,13 @@ from unittest.mock import MagicMock
 
 import pytest
 from confluent_kafka import Consumer, Producer
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 
 import penstock.transport.kafka as transport
 from penstock import topics
 from penstock.local.supervisor import environment_of
 from penstock.models import control_topic
-from penstock.settings import Settings
+from penstock.settings import InvalidSettings, Settings
 from penstock.transport import clients
 from tests.onnx_models import plan
 
@@ -43,8 +43,41 @@ def test_the_environment_is_read_and_the_name_that_other_tools_use_too(monkeypat
     monkeypatch.setenv("PENSTOCK_BOOTSTRAP_SERVERS", "c:3")
     assert Settings().bootstrap_servers == "c:3"
     monkeypatch.setenv("PENSTOCK_GUARANTEE", "at_most_once")
-    with pytest.raises(ValidationError, match="exactly_once"):
+    with pytest.raises(InvalidSettings, match="exactly_once"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("PENSTOCK_GUARANTEE", "maybe", "exactly_once or at_least_once"),
+        ("PENSTOCK_SLOT", "-1", "a whole number, at least 0"),
+        ("PENSTOCK_METRICS_PORT", "x", "a whole number, at least 0 and at most 65535"),
+        ("PENSTOCK_ALLOW_INCOMPLETE_WINDOWS", "often\nenough", "true or false"),
+    ],
+)
+def test_a_wrong_setting_is_told_by_its_variable_its_value_and_what_is_allowed(
+    variable: str, value: str, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidSettings) as told:
+        Settings()
+    assert str(told.value) == f"{variable}={value!r} is not allowed. Give {allowed}"
+
+
+def test_every_wrong_setting_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_SLOT", "-1")
+    monkeypatch.setenv("PENSTOCK_LOG_LEVEL", "LOUD")
+    with pytest.raises(InvalidSettings) as told:
+        Settings()
+    assert [line.split("=")[0] for line in str(told.value).splitlines()] == ["PENSTOCK_SLOT", "PENSTOCK_LOG_LEVEL"]
+
+
+def test_the_value_of_a_wrong_secret_is_not_shown() -> None:
+    with pytest.raises(InvalidSettings, match="sasl_password is not allowed") as told:
+        Settings(sasl_password=12345)
+    assert "12345" not in str(told.value)
+    assert told.value.__suppress_context__
 
 
 def test_a_worker_reads_the_settings_that_its_supervisor_has(secure: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from penstock import telemetry
+from penstock import telemetry, worker
 from penstock.dead_letter import RawRow, dead_letter, digest_only
 from penstock.health import Health, HealthServer
 from penstock.logs import JsonLines
-from penstock.records import Partition, Reason
+from penstock.plan import PlanError
+from penstock.records import NO_TIME, Partition, Reason, watermark_of
 from penstock.settings import Settings
 from penstock.slots import Slot, SlotTaken
+from penstock.worker import find_kind, run
+from tests.unit.features_plan import plan
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -76,6 +79,32 @@ def test_a_slot_has_one_holder_and_is_free_after_kill_9(tmp_path: Path) -> None:
         holder.wait()
         with Slot(tmp_path, "g", 0):
             pass
+
+
+def test_a_worker_that_the_plan_has_not_is_told_which_it_has(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan()
+    assert run(made, "nosuch", Settings(state_dir=tmp_path)) == 1
+    told = json.loads(capfd.readouterr().err)["message"]
+    assert told.startswith(f"plan of {made.pipeline!r} has no stage 'nosuch'; it has ")
+    for stage in made.stages:
+        assert stage.name in told
+    assert "Install" not in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_the_plan_has_names_the_package_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "entry_points", lambda group: [])
+    with pytest.raises(PlanError, match=r"runs 'features\.feast' is not installed\. Install penstock-features$"):
+        find_kind("features.feast")
+
+
+def test_a_watermark_is_read_from_what_a_worker_commits_and_from_nothing_else() -> None:
+    for none in (None, "", "kafka-ui", "AgAAAYx1", "9" * 30, "1.5"):
+        assert watermark_of(none) == NO_TIME
+    assert watermark_of("1795564345034") == 1795564345034
+    assert watermark_of(str(NO_TIME)) == NO_TIME
 
 
 def test_a_log_line_is_json_with_stage_slot_and_trace() -> None:

@@ -127,6 +127,7 @@ class FeastWriter:
         self._health.wait("schemas", None)
 
     def _take(self, records: Records) -> None:
+        stores = self._stores[records.topic]
         decoded = self._decoders[records.topic].decode(records.values)
         for row, why in decoded.bad.items():
             where = {
@@ -134,8 +135,9 @@ class FeastWriter:
                 "partition": int(records.partition[row]),
                 "offset": int(records.offset[row]),
             }
-            log.error("a row of a view cannot be read and is left out: %s", why.message, extra=where)
-        stores = self._stores[records.topic]
+            # the reason alone: a message may show a value
+            log.error("a row of view %s cannot be read and is left out: %s", stores.view.name, why.reason, extra=where)
+            telemetry.FEAST_UNREADABLE.labels(stores.view.name, why.reason).inc()
         index = decoded.index
         created = pa.array(records.timestamp[index], pa.timestamp("ms"))
         rows = pa.Table.from_batches([decoded.rows]).append_column(CREATED_TIME, created)
