@@ -1,0 +1,182 @@
+"""The loop on the broker in memory: how far workers of a re-keying stage come apart, and what is paused when."""
+
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from penstock.loop import Loop
+from penstock.records import Partition
+from penstock.transport.memory import MemoryBroker, MemoryTransport
+from penstock.transport.protocol import Polled
+from tests.small_loop import DEAD, DROPPED, SOURCE, TARGET, Passing, small_loop
+
+LATENESS_MS = 1000
+TOPICS = {name: name for name in (SOURCE, TARGET, DEAD, DROPPED)}
+
+
+class Clock:
+    """Seconds that pass because a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Spied(MemoryTransport):
+    """Remembers what it was asked: each poll, and what was paused and resumed between them."""
+
+    def __init__(self, broker: MemoryBroker, slot: str) -> None:
+        super().__init__(broker, "g", slot)
+        self.asked: list[tuple[str, list[int]]] = []
+
+    def poll(self, max_rows: int, wait_s: float) -> Polled:
+        polled = super().poll(max_rows, wait_s)
+        self.asked.append(("poll", sorted({n for records in polled.records for n in records.partition.tolist()})))
+        return polled
+
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        gone = list(partitions)
+        self.asked.append(("pause", [p.number for p in gone]))
+        super().pause(gone)
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        back = list(partitions)
+        self.asked.append(("resume", [p.number for p in back]))
+        super().resume(back)
+
+
+class Workers:
+    """Workers of one merging stage on one topic, turn by turn on one clock."""
+
+    def __init__(self, partitions: int, buffer_rows: int = 10_000, max_rows: int = 10) -> None:
+        self.clock = Clock()
+        self.broker = MemoryBroker()
+        for topic in TOPICS:
+            self.broker.create(topic, partitions)
+        self._sizes = {"buffer_rows": buffer_rows, "max_rows": max_rows}
+        self.loops: list[Loop] = []
+
+    def join(self) -> tuple[Loop, Passing, Spied]:
+        """One more worker, after the others have let go of its partitions."""
+        transport, stage = Spied(self.broker, str(len(self.loops))), Passing(TARGET)
+        loop = small_loop(
+            transport, stage, TOPICS, merges=True, lateness_ms=LATENESS_MS, clock=self.clock, **self._sizes
+        )
+        transport.subscribe([SOURCE], loop)
+        self.loops.append(loop)
+        for other in self.loops:
+            self.turn(other)
+        return loop, stage, transport
+
+    def append(self, partition: int, times: Iterable[int]) -> None:
+        for at in times:
+            self.broker.append(SOURCE, None, b"%d" % at, partition=partition)
+
+    def turn(self, *loops: Loop, times: int = 1) -> None:
+        """A third of a second and a step, ``times`` over."""
+        for _ in range(times):
+            self.clock.now += 0.35
+            for loop in loops:
+                loop.step()
+
+
+def owned(loop: Loop) -> list[int]:
+    return sorted(partition.number for partition in loop.intake.lanes)
+
+
+@pytest.fixture(autouse=True)
+def _no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+def apart() -> tuple[Workers, tuple[Loop, Passing, Spied], tuple[Loop, Passing, Spied]]:
+    """Two workers with a partition each. The second stands still at 100 ms with more to read, and the first, who has
+    had its look at the others this second, has ten seconds before it."""
+    workers = Workers(2)
+    ahead, behind = workers.join(), workers.join()
+    assert (owned(ahead[0]), owned(behind[0])) == ([0], [1])
+    for partition in (0, 1):
+        workers.append(partition, [0])
+    workers.turn(ahead[0], behind[0], times=4)
+    workers.append(1, range(100, 5100, 100))
+    behind[0].intake._max_rows = 1  # it is slow: a row a turn
+    workers.turn(behind[0])
+    behind[0]._commit()
+    workers.turn(ahead[0], times=3)
+    workers.append(0, range(100, 10_100, 100))
+    return workers, ahead, behind
+
+
+def test_a_worker_waits_half_the_lateness_past_the_slowest_partition_of_another_and_goes_on_with_it() -> None:
+    workers, (first, quick, _), (second, slow, _) = apart()
+    workers.turn(first, times=30)
+    assert slow.times == [0, 100]
+    assert quick.times[-1] == 100 + LATENESS_MS // 2
+
+    for _ in range(15):
+        workers.turn(second, first, times=3)
+        assert slow.times[-1] < 5000
+        assert quick.times[-1] <= slow.times[-1] + LATENESS_MS // 2
+    workers.turn(first, second, times=80)
+    assert slow.times[-1] == 5000
+    assert quick.times == list(range(0, 10_001, 100))
+
+
+def test_a_worker_that_was_behind_passes_the_other_by_no_more_than_that_either() -> None:
+    workers, (first, quick, _), (second, slow, _) = apart()
+    workers.turn(first, times=30)
+    second.intake._max_rows = 10
+    workers.turn(second, times=30)
+    assert (quick.times[-1], slow.times[-1]) == (600, 600 + LATENESS_MS // 2)
+    workers.turn(first, second, times=80)
+    assert (quick.times[-1], slow.times[-1]) == (10_000, 5000)
+
+
+def test_another_worker_that_has_nothing_to_read_holds_nobody() -> None:
+    workers = Workers(2)
+    (first, quick, _), (second, slow, _) = workers.join(), workers.join()
+    workers.append(1, [0])
+    workers.turn(second, times=4)
+    assert slow.times == [0]
+    workers.append(0, range(0, 10_100, 100))
+    workers.turn(first, times=40)
+    assert quick.times[-1] == 10_000
+
+
+def test_a_full_buffer_pauses_its_own_partition_alone_and_polling_goes_on_until_half_of_it_is_gone() -> None:
+    workers = Workers(3, buffer_rows=40)
+    (first, quick, transport), (second, *_) = workers.join(), workers.join()
+    assert (owned(first), owned(second)) == ([0, 2], [1])
+    workers.append(1, [0])
+    workers.turn(second, times=3)
+    workers.append(1, range(1000, 1500, 10))  # the second has them to read, so the first waits at half a second
+    workers.turn(first, times=3)
+    workers.append(0, range(600, 1600, 5))
+    transport.asked.clear()
+    workers.turn(first, times=20)
+    assert quick.times == []
+    lane = first.intake._lanes[Partition(SOURCE, 0)]
+    assert ("pause", [0]) in transport.asked
+    assert 40 <= lane.rows < 50
+
+    paused_at = transport.asked.index(("pause", [0]))
+    workers.append(2, range(400))  # the neighbour's rows come although the first partition is paused
+    workers.turn(first, times=50)
+    assert quick.times == list(range(400))
+    since = transport.asked[paused_at + 1 :]
+    assert [what for what, _ in since] == ["poll"] * len(since)
+    assert [2] in [found for _, found in since]
+    assert not any(0 in found for _, found in since)
+
+    workers.turn(second, times=10)
+    before = len(transport.asked)
+    while ("resume", [0]) not in transport.asked[before:]:
+        rows = lane.rows
+        workers.turn(first)
+        assert len(transport.asked) < before + 50
+    assert rows > 20 >= lane.rows
+    workers.turn(first, second, times=60)
+    assert quick.times[400:] == list(range(600, 1600, 5))
