@@ -127,10 +127,10 @@ def _allowed(field: FieldInfo) -> str:
         return " or ".join(get_args(field.annotation))
     if field.annotation is bool:
         return "true or false"
-    if field.annotation is int:
+    if field.annotation in (int, float):
         limits = [f"at least {limit.ge}" for limit in field.metadata if hasattr(limit, "ge")]
         limits += [f"at most {limit.le}" for limit in field.metadata if hasattr(limit, "le")]
-        return f"a whole number, {' and '.join(limits)}"
+        return f"a {'whole ' if field.annotation is int else ''}number, {' and '.join(limits)}"
     return "text"
 
 

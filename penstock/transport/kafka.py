@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from penstock.records import NO_TIME, Header, Partition, Values, column
+from penstock.records import Header, Partition, Values, column, watermark_of
 from penstock.settings import Settings
 from penstock.telemetry import STALE_ROWS
 from penstock.transport import librdkafka
@@ -354,9 +354,7 @@ class KafkaTransport:
         with _asking("what the group has committed"):
             found = self._consumer.committed((Place(p.topic, p.number) for p in partitions), PATIENCE_S)
         return {
-            Partition(at.topic, at.partition): None
-            if at.offset < 0
-            else Position(at.offset, int(at.metadata) if at.metadata else NO_TIME)
+            Partition(at.topic, at.partition): None if at.offset < 0 else Position(at.offset, watermark_of(at.metadata))
             for at in found
         }
 

@@ -12,8 +12,9 @@ from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from penstock.local.resolve import BrokerHandle
-from penstock.loop import IncompleteLogError, Loop
+from penstock.loop import Loop
 from penstock.records import Partition
+from penstock.recovery import IncompleteLogError
 from tests.contract.worlds import KafkaWorld
 from tests.small_loop import DEAD, DROPPED, SOURCE, TARGET, Passing, small_loop
 

@@ -12,7 +12,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicP
 from confluent_kafka.admin import OffsetSpec
 
 from penstock.plan import Plan
-from penstock.records import NO_TIME, Partition
+from penstock.records import NO_TIME, Partition, watermark_of
 from penstock.settings import Settings
 from penstock.topics import BrokerUnavailable, admin_client
 from penstock.transport.protocol import Position
@@ -63,7 +63,7 @@ class Sources:
             [ConsumerGroupTopicPartitions(self._group)], request_timeout=TIMEOUT_S
         )
         return {
-            Partition(at.topic, at.partition): Position(at.offset, int(at.metadata) if at.metadata else NO_TIME)
+            Partition(at.topic, at.partition): Position(at.offset, watermark_of(at.metadata))
             for at in asked[self._group].result(2 * TIMEOUT_S).topic_partitions
             if at.offset >= 0
         }
