@@ -66,6 +66,19 @@ class Intake:
         lane = self._lanes[partition]
         return max(0, lane.live_from - lane.next_offset)
 
+    @property
+    def held(self) -> bool:
+        """Whether a topic has rows, and all of them are later than it may go."""
+        for topic, limit in self.hold_after.items():
+            waiting = [lane.reached.watermark for p, lane in self._lanes.items() if p.topic == topic and lane.rows]
+            if waiting and min(waiting) > limit:
+                return True
+        return False
+
+    def reached(self) -> dict[Partition, Position]:
+        """Where every live partition stands once all that was given out is finished."""
+        return {partition: lane.reached for partition, lane in self._lanes.items() if not lane.replaying}
+
     def watermark(self, partition: Partition) -> int:
         return self._lanes[partition].watermark
 
@@ -76,7 +89,9 @@ class Intake:
 
     def open(self, partition: Partition, start: Position, live: Position) -> None:
         """``partition`` is read from ``start``; rows below ``live.offset`` are replay."""
-        self._lanes[partition] = Lane(live.offset, live.watermark, start.watermark, next_offset=start.offset)
+        self._lanes[partition] = Lane(
+            live.offset, live.watermark, start.watermark, next_offset=start.offset, given_out=live.offset
+        )
 
     def close(self, partition: Partition) -> None:
         self._lanes.pop(partition, None)

@@ -59,12 +59,23 @@ class Lane:
     paused: bool = False
     rows: int = 0
     next_offset: int = 0
+    given_out: int = 0
     waited_since: float | None = None
     queue: deque[Segment] = field(default_factory=deque)
 
     @property
     def replaying(self) -> bool:
         return self.next_offset < self.live_from
+
+    @property
+    def reached(self) -> Position:
+        """Where the partition stands once all that was given out is finished: at the end of a log that was read to its
+        end, also past the markers there; before rows that wait, with the time by which the first of them is merged as
+        its watermark, for nothing older will come of the partition."""
+        if not self.queue:
+            return Position(self.next_offset, self.watermark)
+        first = next((int(segment.order[0]) for segment in self.queue if len(segment.order)), self.watermark)
+        return Position(self.given_out, first)
 
     def give_out(
         self, count: int, parts: list[tuple[Segment, Places]], bad: list[tuple[Records, int, BadRow]]
@@ -92,6 +103,8 @@ class Lane:
             segment.bad = [(i, row) for i, row in segment.bad if passed[i] >= at.offset]
             segment.rows, segment.order = segment.rows[use:], segment.order[use:]
             break
+        if at is not None:
+            self.given_out = at.offset
         return at
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from penstock.fates import check_fates, process, tell_failures
+from penstock.holdback import Holdback
 from penstock.intake import Intake, Piece
 from penstock.lanes import Work
 from penstock.observer import Observer
@@ -24,11 +25,13 @@ from penstock.records import Output, Partition, Reason, Result
 from penstock.recovery import Recovery
 from penstock.schemas.registry import TransientLookupError
 from penstock.stage import Companion, Stage
-from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport, Unavailable
+from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport
 
 log = logging.getLogger(__name__)
 
 SECOND = 1.0
+LOOK_S = 0.01
+"""How often a worker that is held back looks where the others are."""
 MOST_ABORTS = 20
 """Aborts in a row that name no row, after which a worker starts anew: the fault is not one that passes."""
 MOST_GATHER_S = 0.0125
@@ -86,8 +89,10 @@ class Loop:
         self._pending: deque[Piece] = deque()
         self._ends: dict[Partition, int] = {}
         self._held: set[Partition] = set()
+        self._told: dict[Partition, Position] = {}
         self._aborts = 0
-        self._opened = self._committed = self._second = self._polled = 0.0
+        self._holdback = Holdback(transport, intake, observer.partition_counts, pace.lateness_ms)
+        self._opened = self._committed = self._second = self._polled = self._looked = 0.0
         self._full = False
         self._stopping = False
 
@@ -136,6 +141,8 @@ class Loop:
             self._ends.clear()
         for work in self.intake.take(now):
             self._work(work)
+        if self.intake.held and now - self._looked >= LOOK_S:
+            self._look_around(now)
         self._make_room()
         if now - self._second >= SECOND:
             self._second = now
@@ -225,37 +232,22 @@ class Loop:
             self.outbox.add_unsourced(self.stage.tick(int(now * 1000)))
         if not self.outbox:
             self.recovery.committed({})
-        self._hold_back()
+        self._look_around(now)
         self._tell(now)
+
+    def _look_around(self, now: float) -> None:
+        self._looked = now
+        if not self.outbox:
+            self.outbox.positions.update(self._untold())
+        self._holdback.look()
+
+    def _untold(self) -> dict[Partition, Position]:
+        """Where partitions stand beyond what was committed with their rows: past a log's last markers and aborted rows,
+        which else would be lag for ever, and before rows that wait, so that workers who wait for one another see it."""
+        return {partition: at for partition, at in self.intake.reached().items() if at != self._told.get(partition)}
 
     def _tell(self, now: float) -> None:
         self._observer.every_second(self.intake, self.transport, self.outbox.positions, now, self.stage.sizes())
-
-    def _hold_back(self) -> None:
-        """Keeps a re-keyed topic in order across workers: nobody runs further than half the lateness past the slowest
-        with lag.
-        """
-        if not self.intake.merges:
-            return
-        for topic in self._topics:
-            try:
-                slowest = self._slowest_elsewhere(topic)
-            except Unavailable as error:  # what was heard last holds
-                log.warning("nothing heard of the other workers: %s", error)
-                continue
-            if slowest is None:
-                self.intake.hold_after.pop(topic, None)
-            else:
-                self.intake.hold_after[topic] = slowest + self._pace.lateness_ms // 2
-
-    def _slowest_elsewhere(self, topic: str) -> int | None:
-        """The least watermark of the topic's partitions with lag that other workers have; None if there is none."""
-        others = {Partition(topic, n) for n in range(self._observer.partitions(topic))} - set(self.intake.lanes)
-        slowest = None
-        for partition, at in (self.transport.committed(others) if others else {}).items():
-            if at is not None and at.offset + 1 < self.transport.bounds(partition)[1]:  # + 1: a marker is no lag
-                slowest = at.watermark if slowest is None else min(slowest, at.watermark)
-        return slowest
 
     def _commit_when_due(self, *, drained: bool) -> None:
         if not self.outbox:
@@ -273,6 +265,7 @@ class Loop:
             return
         with self._observer.phase("commit"):
             self.outbox.add_unsourced(self.stage.flush())
+            self.outbox.positions.update(self._untold())
             refused = False
             while True:
                 try:
@@ -293,6 +286,7 @@ class Loop:
         self._aborts = 0
         self._committed = self._clock()
         positions = self.outbox.positions
+        self._told.update(positions)
         self._observer.committed(self.outbox.clear(), positions, self._committed)
         self.recovery.committed(positions)
         self._observer.collect_garbage(gc.collect)
@@ -312,6 +306,9 @@ class Loop:
             start, begin = self.recovery.begin(partition, at)
             self.intake.open(partition, start, begin)
             starts[partition], live[partition] = start.offset, begin.offset
+            if at is not None:
+                self._told[partition] = at
+        self._holdback.forget()
         self._observer.assignment(self.intake.lanes, live)
         return starts
 
@@ -350,11 +347,14 @@ class Loop:
             self.intake.close(partition)
             self.stage.release(partition)
         self._held -= gone
+        for partition in gone:
+            self._told.pop(partition, None)
         self._ends = {partition: end for partition, end in self._ends.items() if partition not in gone}
         self._pending = deque(
             Piece(kept, piece.replay)
             for piece in self._pending
             if len(kept := piece.records.without({p.number for p in gone if p.topic == piece.records.topic}))
         )
+        self._holdback.forget()
         self._observer.assignment(self.intake.lanes, {})
         log.info("let go of %s", ", ".join(map(str, sorted(gone))))

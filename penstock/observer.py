@@ -25,7 +25,7 @@ class Observer:
     """One per loop. ``partition_counts`` of the input topics."""
 
     def __init__(self, stage: str, health: Health, partition_counts: Mapping[str, int]) -> None:
-        self._stage, self._health, self._partition_counts = stage, health, partition_counts
+        self._stage, self._health, self.partition_counts = stage, health, partition_counts
         self._ingest_times: list[int] = []
         self._seen: dict[Partition, tuple[int, int]] = {}
         self._committed: dict[Partition, int] = {}
@@ -35,9 +35,6 @@ class Observer:
         self._commit_seconds = telemetry.COMMIT_SECONDS.labels(stage)
         self._end_to_end = telemetry.END_TO_END_SECONDS.labels(stage)
         self._phases: dict[str, float] = {}
-
-    def partitions(self, topic: str) -> int:
-        return self._partition_counts[topic]
 
     @property
     def ready(self) -> bool:

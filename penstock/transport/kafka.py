@@ -48,6 +48,8 @@ PRODUCER = {
     "acks": "all",
 }
 PATIENCE_S = 10.0
+ANSWER_S = 30.0
+"""A broker under load is slow before it is away, and nothing is lost by waiting for it."""
 MOST_WAITING = 500_000
 """Rows that may lie in the client's queue before more are handed to it; it takes twice as many, so it refuses none."""
 _ROW_FAULTS = {
@@ -352,7 +354,7 @@ class KafkaTransport:
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, Position | None]:
         with _asking("what the group has committed"):
-            found = self._consumer.committed((Place(p.topic, p.number) for p in partitions), PATIENCE_S)
+            found = self._consumer.committed((Place(p.topic, p.number) for p in partitions), ANSWER_S)
         return {
             Partition(at.topic, at.partition): None if at.offset < 0 else Position(at.offset, watermark_of(at.metadata))
             for at in found
@@ -360,22 +362,22 @@ class KafkaTransport:
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
         with _asking(f"the ends of {partition}"):
-            return self._consumer.bounds(partition.topic, partition.number, PATIENCE_S)
+            return self._consumer.bounds(partition.topic, partition.number, ANSWER_S)
 
     def high(self, partition: Partition) -> int | None:
         return self._consumer.known_high(partition.topic, partition.number)
 
     def offset_at(self, partition: Partition, timestamp: int) -> int:
         with _asking(f"what was appended to {partition} at {timestamp}"):
-            found = self._consumer.offset_at(partition.topic, partition.number, max(0, timestamp), PATIENCE_S)
+            found = self._consumer.offset_at(partition.topic, partition.number, max(0, timestamp), ANSWER_S)
         return self.bounds(partition)[1] if found < 0 else found
 
     def partitions(self, topic: str) -> int:
         with _asking(f"the partitions of {topic}"):
-            return self._consumer.partitions(topic, PATIENCE_S)
+            return self._consumer.partitions(topic, ANSWER_S)
 
     def identity(self, topic: str) -> str:
-        return identity(self._client, topic, PATIENCE_S)
+        return identity(self._client, topic, ANSWER_S)
 
     def close(self) -> None:
         """Keeps the membership: a static member that comes back within the session has its partitions at once."""

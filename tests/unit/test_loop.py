@@ -114,12 +114,12 @@ def test_a_worker_waits_half_the_lateness_past_the_slowest_partition_of_another_
     workers, (first, quick, _), (second, slow, _) = apart()
     workers.turn(first, times=30)
     assert slow.times == [0, 100]
-    assert quick.times[-1] == 100 + LATENESS_MS // 2
+    assert quick.times[-1] == 200 + LATENESS_MS // 2  # 200 is what the second reads next
 
     for _ in range(15):
         workers.turn(second, first, times=3)
         assert slow.times[-1] < 5000
-        assert quick.times[-1] <= slow.times[-1] + LATENESS_MS // 2
+        assert quick.times[-1] <= slow.times[-1] + 100 + LATENESS_MS // 2
     workers.turn(first, second, times=80)
     assert slow.times[-1] == 5000
     assert quick.times == list(range(0, 10_001, 100))
@@ -130,9 +130,47 @@ def test_a_worker_that_was_behind_passes_the_other_by_no_more_than_that_either()
     workers.turn(first, times=30)
     second.intake._max_rows = 10
     workers.turn(second, times=30)
-    assert (quick.times[-1], slow.times[-1]) == (600, 600 + LATENESS_MS // 2)
+    assert (quick.times[-1], slow.times[-1]) == (700, 800 + LATENESS_MS // 2)
     workers.turn(first, second, times=80)
     assert (quick.times[-1], slow.times[-1]) == (10_000, 5000)
+
+
+def test_two_workers_with_a_gap_in_both_logs_do_not_wait_for_each_other_for_ever() -> None:
+    workers = Workers(2)
+    (first, quick, _), (second, slow, _) = workers.join(), workers.join()
+    for partition in (0, 1):
+        workers.append(partition, [0])
+    workers.turn(first, second, times=8)
+    for partition in (0, 1):
+        workers.append(partition, range(100_000, 110_000, 100))
+    workers.turn(first, second, times=80)
+    assert quick.times[-1] == slow.times[-1] == 109_900
+
+
+def test_nobody_runs_ahead_of_a_worker_that_has_not_seen_its_first_row() -> None:
+    workers = Workers(2)
+    (first, quick, _), (second, slow, _) = workers.join(), workers.join()
+    workers.append(0, range(10_000, 20_000, 100))
+    workers.append(1, range(10_000, 20_000, 100))
+    workers.turn(first, times=20)
+    assert quick.times == []
+    second.intake._max_rows = 1
+    workers.turn(second, first, times=8)
+    assert 0 < len(slow.times) < 20
+    assert quick.times[-1] <= slow.times[-1] + 100 + LATENESS_MS // 2
+    workers.turn(first, second, times=100)
+    assert quick.times == slow.times == list(range(10_000, 20_000, 100))
+
+
+def test_aborted_rows_at_the_end_of_another_workers_log_hold_nobody() -> None:
+    workers = Workers(2)
+    (first, quick, _), (second, slow, _) = workers.join(), workers.join()
+    workers.append(1, [0])
+    workers.broker.logs[SOURCE][1] += [None] * 7  # what a reader of committed rows makes of them
+    workers.append(0, range(0, 10_100, 100))
+    workers.turn(first, second, times=60)
+    assert slow.times == [0]
+    assert quick.times[-1] == 10_000
 
 
 def test_another_worker_that_has_nothing_to_read_holds_nobody() -> None:
