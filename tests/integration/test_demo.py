@@ -109,10 +109,12 @@ def test_a_slice_of_the_year_is_counted_exactly_and_kept_until_ctrl_c(folder: Pa
     assert summary["events"] == summary["predictions"] + summary["dead"] + summary["dropped"]
     assert (summary["lost"], summary["duplicated"], summary["late_rows"]) == (0, 0, 0)
     assert 0 < summary["predictions"] - summary["labels_joined"] < 0.02 * DEPARTURES
+    # about 0.008 more, by data, seed and slice that never change; the order of partitions moves it by far less
+    assert summary["auc"] > summary["baseline_auc"] + 0.003
     assert summary["auc"] > 0.8
     assert 1 <= summary["e2e_p50_ms"] <= summary["e2e_p99_ms"]
     assert summary["peak_rss_mb"] > 500
-    assert code == (0 if summary["auc"] > summary["baseline_auc"] else 1)
+    assert code == 0
     report = (folder / "report.html").read_text()
     assert report.count("<svg") == 6
     assert "unknown schema id" in report
