@@ -1,5 +1,6 @@
 """What is examined: a plan on a broker, with the settings of its workers, and how long all the questions may take."""
 
+import logging
 import time
 from collections.abc import Collection, Iterable
 from concurrent.futures import Future
@@ -14,6 +15,9 @@ from penstock.plan import Plan
 from penstock.records import Partition
 from penstock.settings import Settings
 
+_silent = logging.getLogger("penstock.doctor.client")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
 _SHORTEST_S = 0.5
 _GRACE_S = 2.0
 """A request ends by itself; its answer is waited for a little longer."""
@@ -42,7 +46,7 @@ class Deployment:
 
     def client(self, **settings: Any) -> dict[str, Any]:
         """The configuration of a client that leaves it to us to say what is wrong."""
-        return {**self.settings.kafka(), "client.id": f"{self.plan.pipeline}.doctor", "log_level": 0, **settings}
+        return {**self.settings.kafka(), "client.id": f"{self.plan.pipeline}.doctor", "logger": _silent, **settings}
 
     def reader(self, isolation: str) -> dict[str, Any]:
         """A consumer that joins no group and commits nothing."""

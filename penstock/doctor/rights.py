@@ -7,7 +7,7 @@ lag that no worker can work off, and others would hold back for it. There the br
 
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from confluent_kafka import (
     OFFSET_END,
@@ -30,17 +30,19 @@ KEY = b"penstock.doctor"
 
 @dataclass(slots=True)
 class AbortedWrite:
-    """When the row was sent, when the broker appended it and when that was heard, ms since epoch; None before."""
+    """When the row was sent, when the broker appended it and when that was heard, ms since epoch; None before.
+    ``errors``: by topic, what the broker said instead."""
 
     sent: float | None = None
     appended: int | None = None
     heard: float | None = None
-    error: KafkaError | None = None
+    errors: dict[str, KafkaError] = field(default_factory=dict)
 
     def report(self, error: KafkaError | None, message: Message) -> None:
         kind, stamp = message.timestamp()
-        self.error = self.error or error
-        if error is None and kind == TIMESTAMP_LOG_APPEND_TIME and self.appended is None:
+        if error is not None:
+            self.errors[message.topic()] = error
+        elif kind == TIMESTAMP_LOG_APPEND_TIME and self.appended is None:
             self.appended, self.heard = stamp, time.time() * 1000
 
 
@@ -54,14 +56,16 @@ def check_rights(deployment: Deployment, absent: Collection[str], write: Aborted
     if not writes or not reads:
         yield from (unseen(check, "there is no topic") for check in (WRITE, READ, GROUPS))
         return
+    no_write, no_read = _denied(deployment, writes, AclOperation.WRITE), _denied(deployment, reads, AclOperation.READ)
+    # what is denied need not be tried
+    written = _written(deployment, sorted(ends - set(absent) - no_write.keys()), write)
     yield from _one_line(
         WRITE,
-        [*_allowed(deployment, writes, AclOperation.WRITE), *_written(deployment, sorted(ends - set(absent)), write)],
+        [*no_write.values(), *written],
         f"{len(writes)} topics; a transaction as {transactional_id(deployment)} was written and aborted",
     )
-    yield from _one_line(
-        READ, [*_allowed(deployment, reads, AclOperation.READ), *_read(deployment, reads)], f"{len(reads)} topics"
-    )
+    read = _read(deployment, [topic for topic in reads if topic not in no_read])
+    yield from _one_line(READ, [*no_read.values(), *read], f"{len(reads)} topics")
     yield from _one_line(GROUPS, list(_groups(deployment)), f"{len(plan.stages)} groups")
 
 
@@ -83,22 +87,29 @@ def _one_line(check: str, found: list[Finding], well: str) -> Iterator[Finding]:
     yield from dict.fromkeys(found) or [ok(check, well)]
 
 
-def _allowed(deployment: Deployment, topics: Collection[str], operation: AclOperation) -> Iterator[Finding]:
+def _denied(deployment: Deployment, topics: Collection[str], operation: AclOperation) -> dict[str, Finding]:
+    """By topic, what the broker itself says that this user may not."""
     check, verb = (WRITE, "write to") if operation == AclOperation.WRITE else (READ, "read")
+    found = {}
     for topic, future in deployment.describe_topics(topics).items():
         try:
             allowed = deployment.answer(future).authorized_operations
         except KafkaException as error:
-            yield _refused(deployment, check, error.args[0], f"{topic} may not be described", f"--topic {topic}")
+            why = f"{topic} may not be described"
+            found[topic] = _refused(deployment, check, error.args[0], why, f"--topic {topic}")
             continue
         # None: this broker does not tell, and the write and the read below say what they can
         if allowed is not None and operation not in allowed:
             name = operation.name.capitalize()
-            yield fail(check, f"this user may not {verb} {topic}", acl(deployment, name, f"--topic {topic}"))
+            mend = acl(deployment, name, f"--topic {topic}")
+            found[topic] = fail(check, f"this user may not {verb} {topic}", mend)
+    return found
 
 
 def _written(deployment: Deployment, topics: Collection[str], write: AbortedWrite) -> Iterator[Finding]:
     settings, name = deployment.settings, transactional_id(deployment)
+    if not topics:
+        return
     if settings.guarantee != "exactly_once":
         yield unseen(WRITE, "without transactions (PENSTOCK_GUARANTEE=at_least_once) a write could not be taken back")
         return
@@ -112,7 +123,7 @@ def _written(deployment: Deployment, topics: Collection[str], write: AbortedWrit
             }
         )
     )
-    step = f"begin a transaction as {name}"
+    step, unsent = f"begin a transaction as {name}", 0
     try:
         producer.init_transactions(deployment.left)
         producer.begin_transaction()
@@ -125,13 +136,15 @@ def _written(deployment: Deployment, topics: Collection[str], write: AbortedWrit
         producer.abort_transaction(deployment.left)
     except KafkaException as error:
         # what the broker said of a topic is more than that the transaction has failed
-        first = write.error or error.args[0]
-        resource = "--topic " + " --topic ".join(topics) if write.error else f"--transactional-id {name}"
-        yield _refused(deployment, WRITE, first, f"this user could not {step}", resource)
-        return
-    if unsent or write.error is not None:
-        what = write.error.str() if write.error is not None else "no answer in time"
-        yield fail(WRITE, f"{', '.join(topics)} took no write: {what}", "look at the broker's log")
+        if not write.errors:
+            yield _refused(
+                deployment, WRITE, error.args[0], f"this user could not {step}", f"--transactional-id {name}"
+            )
+    denied = {t: e for t, e in write.errors.items() if e.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED}
+    for topic, said in (denied or write.errors).items():  # a refused topic takes the others with it
+        yield _refused(deployment, WRITE, said, f"{topic} took no write", f"--topic {topic}")
+    if unsent:
+        yield fail(WRITE, f"{', '.join(topics)} took no write in time", "look at the broker's log, or raise --timeout")
 
 
 def _read(deployment: Deployment, topics: Collection[str]) -> Iterator[Finding]:
