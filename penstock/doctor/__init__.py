@@ -4,10 +4,8 @@ each thing whether it is well and what mends it. Nothing that it does is seen by
 
 from collections.abc import Callable, Iterator
 
-from confluent_kafka import KafkaException
-
 from penstock.doctor import broker, clock, lag, model, probe, rights, schemas, topics, transactions
-from penstock.doctor.deployment import Deployment
+from penstock.doctor.deployment import UNANSWERED, Deployment, told
 from penstock.doctor.finding import Finding, fail, unseen
 
 __all__ = ["Deployment", "Finding", "examine"]
@@ -23,6 +21,7 @@ _NEED_BROKER = (
     lag.CHECK,
     probe.CHECK,
 )
+_OTHER_IDS = "the plan's schema ids are not those of the registry: see schemas"
 
 
 def examine(
@@ -38,18 +37,18 @@ def examine(
     yield from topics.check_all_topics(deployment)
     try:
         there = deployment.partitions()
-    except KafkaException as error:
+    except UNANSWERED as error:
         yield _unanswered(topics.TOPICS, error)
+        yield from (unseen(check, "Kafka went away") for check in _NEED_BROKER if check not in topics.CHECKS)
         return
     absent = [topic.name for topic in deployment.plan.topics if topic.name not in there]
     write = rights.AbortedWrite()
     present = [topic.name for topic in deployment.plan.topics if topic.name in there]
-    ids = "the plan's schema ids are not those of the registry: see schemas"
     yield from _asked(rights.WRITE, lambda: rights.check_rights(deployment, absent, write))
     if deployment.ids_known:
         yield from _asked(model.CHAMPION_CHECK, lambda: model.check_model(deployment))
     else:
-        yield from (unseen(check, ids) for check in model.CHECKS)
+        yield from (unseen(check, _OTHER_IDS) for check in model.CHECKS)
     yield from clock.check_clock(write, deployment.plan.event.future_ms)
     yield from _asked(transactions.CHECK, lambda: transactions.check_transactions(deployment, present))
     lags: list[lag.Lag] = []
@@ -71,9 +70,9 @@ def _no_probe(deployment: Deployment, absent: list[str], lags: list[lag.Lag], *,
         return "--no-probe"
     gone = [name for name in absent if name.rpartition(".")[2] in ("raw", "dropped", "dead")]
     if gone:
-        return f"{', '.join(gone)} is missing"
+        return f"{', '.join(gone)} {'is' if len(gone) == 1 else 'are'} missing"
     if not deployment.ids_known:
-        return "the plan's schema ids are not those of the registry: see schemas"
+        return _OTHER_IDS
     if not any(each.stage == "ingest" and each.members for each in lags):
         return "no ingest worker would read it"
     return None
@@ -82,10 +81,9 @@ def _no_probe(deployment: Deployment, absent: list[str], lags: list[lag.Lag], *,
 def _asked(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from look()
-    except (KafkaException, TimeoutError) as error:
+    except UNANSWERED as error:
         yield _unanswered(check, error)
 
 
 def _unanswered(check: str, error: Exception) -> Finding:
-    why = error.args[0].str() if isinstance(error, KafkaException) else "no answer in time"
-    return fail(check, f"Kafka could not be asked: {why}", "look at the broker's log, or raise --timeout")
+    return fail(check, f"Kafka could not be asked: {told(error)}", "look at the broker's log, or raise --timeout")

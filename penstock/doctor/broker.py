@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 
-from confluent_kafka import KafkaException
-
-from penstock.doctor.deployment import Deployment
+from penstock.doctor.deployment import UNANSWERED, Deployment, told
 from penstock.doctor.finding import Finding, fail, ok, warn
 from penstock.doctor.versions import BrokerVersion, ask_version
 
@@ -16,10 +14,10 @@ def check_broker(deployment: Deployment) -> Iterator[Finding]:
     servers = deployment.settings.bootstrap_servers
     try:
         cluster = deployment.answer(deployment.admin.describe_cluster(request_timeout=deployment.left))
-    except KafkaException as error:
+    except UNANSWERED as error:
         yield fail(
             CHECK,
-            f"no answer from {servers}: {error.args[0].str()}",
+            f"no answer from {servers}: {told(error)}",
             "start it (`penstock broker start`), or set KAFKA_BOOTSTRAP_SERVERS and what its listener asks for (TLS, "
             "SASL)",
         )

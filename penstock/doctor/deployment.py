@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, TopicCollection, TopicPartition
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, OffsetSpec, TopicDescription
 
 from penstock.plan import Plan
@@ -23,10 +29,19 @@ _GRACE_S = 2.0
 """A request ends by itself; its answer is waited for a little longer."""
 
 
+UNANSWERED = (KafkaException, TimeoutError)
+"""What a question to Kafka may end with."""
+
+
+def told(error: Exception) -> str:
+    """What one of ``UNANSWERED`` says."""
+    return str(error.args[0].str()) if isinstance(error, KafkaException) else "no answer in time"
+
+
 @dataclass(frozen=True, slots=True)
 class Deployment:
     """``folder`` is the pipeline's, with its ``schemas.lock``. ``deadline`` is on the monotonic clock. Methods raise
-    ``KafkaException`` where the broker refuses or does not answer in time."""
+    ``UNANSWERED`` where the broker refuses or does not answer in time."""
 
     plan: Plan
     settings: Settings

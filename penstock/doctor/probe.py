@@ -9,11 +9,11 @@ from typing import Any
 from uuid import uuid4
 
 import orjson
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 
 from penstock.checks.samples import made_rows
 from penstock.codec.avro import AvroDecoder
-from penstock.doctor.deployment import Deployment
+from penstock.doctor.deployment import UNANSWERED, Deployment, told
 from penstock.doctor.finding import Finding, fail, ok, unseen, warn
 from penstock.envelope import PROBE_KEY
 from penstock.plan import Plan, PlanError
@@ -62,8 +62,8 @@ def check_probe(deployment: Deployment) -> Iterator[Finding]:
         consumer.assign([TopicPartition(p.topic, p.number, offset) for p, offset in starts.items()])
         probes = _send(deployment, key, value)
         _await(deployment, consumer, key, probes)
-    except KafkaException as error:
-        yield fail(CHECK, f"no probe could be sent: {error.args[0].str()}", "look at the broker's log")
+    except UNANSWERED as error:
+        yield fail(CHECK, f"no probe could be sent: {told(error)}", "look at the broker's log")
         return
     finally:
         consumer.close()
@@ -94,7 +94,9 @@ def judge(probes: Probes, plan: Plan, plan_file: str) -> Iterator[Finding]:
     if late := probes.unseen:
         where = ", ".join(f"{raw}/{n}@{probes.sent[n]}" for n in late)
         yield fail(
-            CHECK, f"no fate of {where} within the time", f"look at ingest's log and /health/ready, or start {run}"
+            CHECK,
+            f"no fate of {where} within the time",
+            f"look at ingest's lag, which a probe waits behind, its log and /health/ready; or start {run}",
         )
     elif probes.dropped and not probes.rejected:
         slowest = max(probes.dropped.values())

@@ -5,11 +5,10 @@ would miss their state), settings that lose or refuse records, too short a memor
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from confluent_kafka import KafkaException
 from confluent_kafka.admin import ConfigResource, ResourceType
 
 from penstock.doctor.broker import is_local
-from penstock.doctor.deployment import Deployment
+from penstock.doctor.deployment import UNANSWERED, Deployment, told
 from penstock.doctor.finding import Finding, fail, ok, unseen, warn
 from penstock.topics import DAY_MS, BrokerUnavailable, Difference, TopicSpec, check_topics, history_ms, topic_specs
 
@@ -44,8 +43,9 @@ def check_all_topics(deployment: Deployment) -> Iterator[Finding]:
     try:
         differences = check_topics(deployment.admin, specs)
         replicas = _replicas(deployment, specs)
-    except (BrokerUnavailable, KafkaException) as error:
-        yield fail(TOPICS, f"the topics cannot be looked at: {error}", "give this user Describe and DescribeConfigs")
+    except (BrokerUnavailable, *UNANSWERED) as error:
+        why = str(error) if isinstance(error, BrokerUnavailable) else told(error)
+        yield fail(TOPICS, f"the topics cannot be looked at: {why}", "give this user Describe and DescribeConfigs")
         yield from (unseen(check, "the topics cannot be looked at") for check in CHECKS[1:])
         return
     yield from judge_topics(specs, differences, history_ms(deployment.plan), deployment.plan_file)

@@ -78,11 +78,13 @@ def doctor(*options: str) -> Examined:
 
 def test_a_healthy_pipeline_is_well_in_every_line_and_stays_as_it_was(running: World, feed: Feed) -> None:
     running.play(feed.take(400))
+    watermarks = ingest_watermarks(running)
     for _ in range(2):  # the second one would see what the first one left behind
         found = doctor("--max-lag", "60")
         assert [each for each in found.findings if each["verdict"] != "ok"] == []
         assert {each["check"] for each in found.findings} == SAID_OF_KAFKA | {"broker", "schemas", "compatibility"}
         assert found.exit_code == 0
+    assert ingest_watermarks(running) == watermarks
     look = OffsetReader(running.plan, running.settings).read()
     assert [sum(look.lag(stage).values()) for stage in running.plan.stages] == [0] * len(running.plan.stages)
 
@@ -95,6 +97,12 @@ def test_a_healthy_pipeline_is_well_in_every_line_and_stays_as_it_was(running: W
     verdict = running.verdict()
     assert verdict.ok, verdict.json()
     assert verdict.counts["raw"] == sum(event.topic == "raw" for event in running.events) + len(notes)
+
+
+def ingest_watermarks(world: World) -> dict[int, int]:
+    """By raw partition, as committed."""
+    committed = OffsetReader(world.plan, world.settings).read().committed["ingest"]
+    return {where.number: at.watermark for where, at in committed.items() if where.topic == world.topic("raw")}
 
 
 def test_without_json_every_finding_is_a_line(running: World) -> None:
