@@ -30,3 +30,7 @@ FIELDS: tuple[dict[str, Any], ...] = (
 """Avro fields, in order; event_time and ingest_time are Arrow timestamp[ms] when decoded."""
 
 COLUMNS: tuple[str, ...] = tuple(field["name"] for field in FIELDS)
+
+PROBE_KEY = b"penstock.probe."
+"""How the key of a probe of ``penstock doctor`` begins: a raw record with an event time before the year 1, which no
+real event has. Ingest drops it, and an ingest that knew no probes would reject it (docs/adr/0010)."""

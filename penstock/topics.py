@@ -35,11 +35,13 @@ class TopicSpec(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """What is not as the plan needs it, and the mend."""
+    """What is not as the plan needs it, and the mend. ``setting``: which setting of the topic it is; ``topic`` where it
+    is missing, ``partitions`` where there are more or fewer."""
 
     topic: str
     what: str
     mend: str
+    setting: str
 
 
 class BrokerUnavailable(Exception):
@@ -108,7 +110,7 @@ def check_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[Differe
     there = [spec for spec in specs if spec.name in partitions]
     configs = _configs(admin, [spec.name for spec in there])
     found = [
-        Difference(spec.name, "is missing", "make it with `penstock topics PLAN --create`")
+        Difference(spec.name, "is missing", "make it with `penstock topics PLAN --create`", "topic")
         for spec in specs
         if spec.name not in partitions
     ]
@@ -127,23 +129,31 @@ def _differences(spec: TopicSpec, partitions: int, config: dict[str, str]) -> It
             f"has {partitions} partitions, the plan {spec.partitions}",
             f"set partitions={partitions} in the Pipeline if all topics have so many; else make the topic anew, "
             "because more partitions move keys away from their state",
+            "partitions",
         )
     if config["message.timestamp.type"] != "LogAppendTime":
         yield Difference(
             spec.name,
             f"has message.timestamp.type {config['message.timestamp.type']}",
             altered("message.timestamp.type", "LogAppendTime"),
+            "message.timestamp.type",
         )
     policy = set(config["cleanup.policy"].split(","))
     if policy != ({"compact"} if spec.compacted else {"delete"}):
         wanted = "compact" if spec.compacted else "delete"
-        yield Difference(spec.name, f"has cleanup.policy {config['cleanup.policy']}", altered("cleanup.policy", wanted))
+        yield Difference(
+            spec.name,
+            f"has cleanup.policy {config['cleanup.policy']}",
+            altered("cleanup.policy", wanted),
+            "cleanup.policy",
+        )
     retention = int(config["retention.ms"])
     if not spec.compacted and retention != ALWAYS and retention < spec.retention_ms:
         yield Difference(
             spec.name,
             f"keeps records for {retention} ms, and windows, lateness and a day need {spec.retention_ms}",
             altered("retention.ms", spec.retention_ms),
+            "retention.ms",
         )
     largest = int(config["max.message.bytes"])
     if largest < spec.max_message_bytes:
@@ -151,6 +161,7 @@ def _differences(spec: TopicSpec, partitions: int, config: dict[str, str]) -> It
             spec.name,
             f"takes messages of {largest} bytes, and {spec.max_message_bytes} are needed",
             altered("max.message.bytes", spec.max_message_bytes),
+            "max.message.bytes",
         )
 
 

@@ -25,6 +25,7 @@ SUB_COMMANDS = {
     "dev": SubCommand("penstock.cli.dev:dev", "A broker and all workers of a pipeline, until Ctrl-C."),
     "new": SubCommand("penstock.cli.new:new", "Make a small working pipeline in a folder of your own."),
     "check": SubCommand("penstock.cli.check:check", "Run the shared checks on a pipeline."),
+    "doctor": SubCommand("penstock.cli.doctor:doctor", "Look at a running pipeline and say what mends it."),
     "plan": SubCommand("penstock.cli.plan:plan", "Compile a pipeline into the plan that workers start from."),
     "run": SubCommand("penstock.cli.run:run", "Run one worker of one stage until SIGTERM."),
     "topics": SubCommand("penstock.cli.topics:topics", "Make or check the topics of a plan."),

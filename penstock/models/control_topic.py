@@ -107,9 +107,9 @@ class ControlReader:
         self._consumer.close()
 
 
-def read_control(settings: Settings, plan: Plan, timeout: float = 10.0) -> list[InForce]:
+def read_control(settings: Settings, plan: Plan, timeout: float = 10.0, lookup: Lookup | None = None) -> list[InForce]:
     """What is in force now, one message per model and role. Raises ``ControlUnavailable``."""
-    reader = ControlReader(settings, plan, timeout=timeout)
+    reader = ControlReader(settings, plan, lookup, timeout)
     try:
         newest: dict[bytes, InForce] = {}
         deadline = time.monotonic() + timeout

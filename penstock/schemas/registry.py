@@ -20,7 +20,7 @@ from penstock.schemas.lock import SchemaLock
 from penstock.settings import Settings
 
 LEVEL = "FULL_TRANSITIVE"
-_UNKNOWN_SUBJECT, _UNKNOWN_VERSION, _UNKNOWN_SCHEMA = 40401, 40402, 40403
+_UNKNOWN_SUBJECT, _UNKNOWN_VERSION, _UNKNOWN_SCHEMA, _NO_LEVEL = 40401, 40402, 40403, 40408
 TIMEOUT_S = 5.0
 UNKNOWN_FOR_S = 10.0
 """Seconds until an id that the registry did not know is asked for again: garbage must not flood it with requests."""
@@ -187,6 +187,17 @@ class ConfluentRegistry:
         except UnknownSchemaId:
             return []
 
+    def level(self, subject: str) -> str | None:
+        """The compatibility level in force for a subject, its own or the registry's; None where it is not told.
+        Raises ``TransientLookupError``."""
+        for asked in (subject, None):
+            try:
+                with self._asking(f"the compatibility level of {asked or 'all subjects'}"):
+                    return str(self._client.get_compatibility(asked))
+            except UnknownSchemaId:
+                continue
+        return None
+
     @contextmanager
     def _asking(self, what: str, subject: str = "", version: int = 0) -> Iterator[None]:
         from confluent_kafka.schema_registry.error import SchemaRegistryError
@@ -200,6 +211,7 @@ class ConfluentRegistry:
                 _UNKNOWN_SUBJECT,
                 _UNKNOWN_VERSION,
                 _UNKNOWN_SCHEMA,
+                _NO_LEVEL,
             ):
                 raise UnknownSchemaId(f"{what} is not in the registry {self.url}.") from None
             if error.http_status_code == 409:

@@ -20,6 +20,7 @@ KAFKA_CLIENT = {
     "penstock.topics",  # makes and checks topics
     "penstock.schemas.registry",  # the registry's client
     "penstock.models.control_topic",  # reads and writes NAME.control, beside the loop
+    "penstock.doctor",  # asks a broker from outside
     "penstock.local",  # is a broker up?
     "penstock.cli",
     "penstock_monitor.committed",

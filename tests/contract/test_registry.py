@@ -179,6 +179,14 @@ def test_the_registry_itself_refuses_what_others_register(
     assert refused.value.http_status_code == 409
 
 
+def test_the_level_in_force_is_a_subjects_own_or_that_of_all(apicurio: Apicurio, subject: str) -> None:
+    registry = ConfluentRegistry(apicurio.url)
+    registry.register(subject, flight())
+
+    assert registry.level(subject) == LEVEL
+    assert registry.level("nobody.nothing-value") != LEVEL
+
+
 def test_a_lock_and_a_registry_hold_the_same_versions(apicurio: Apicurio, tmp_path: Path, subject: str) -> None:
     lock = SchemaLock.load(tmp_path / "schemas.lock")
     registry = ConfluentRegistry(apicurio.url)

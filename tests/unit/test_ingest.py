@@ -1,5 +1,6 @@
 """The ingest stage on batches built in sight: what passes, what is rejected and why, and what goes out."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from penstock_ingest.checks import declared_checks, first_failures
 from penstock_ingest.stage import build
 
+from penstock.envelope import PROBE_KEY
 from penstock.plan import PlanError
 from penstock.records import NO_TIME, Batch, column
 from tests.onnx_models import plan as any_plan
@@ -177,3 +179,19 @@ def test_a_label_becomes_an_outcome_keyed_by_its_label_key() -> None:
 def test_a_declaration_that_makes_no_sense_is_refused_at_start(field: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         declared_checks({"type": "record", "name": "R", "fields": [field]})
+
+
+def test_a_probe_of_the_doctor_is_dropped_and_feeds_nothing() -> None:
+    batch = events([{}, {"at": None, "amount": -1.0}, {}])
+    batch = replace(batch, keys=column([b"k", PROBE_KEY + b"1", b"k"]))
+    result = build(ingest(), "ingest").process(batch)
+    assert {row: reason.kind for row, reason in result.dropped.items()} == {1: "probe"}
+    assert result.rejects == {}
+    assert result.outputs[0].source.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(("key", "at"), [(PROBE_KEY + b"1", NOW + 1001), (PROBE_KEY, NOW), (b"k", None), (None, None)])
+def test_what_is_no_probe_in_both_key_and_time_is_an_event_like_others(key: bytes | None, at: int | None) -> None:
+    result = build(ingest(), "ingest").process(replace(events([{"at": at}]), keys=column([key])))
+    assert not result.dropped
+    assert len(result.rejects) == (at != NOW)
