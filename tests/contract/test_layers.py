@@ -19,6 +19,7 @@ KAFKA_CLIENT = {
     "penstock.topics",  # makes and checks topics
     "penstock.schemas.registry",  # the registry's client
     "penstock.models.control_topic",  # reads and writes NAME.control, beside the loop
+    "penstock.dead",  # reads NAME.dead, sends its records again
     "penstock.local",  # is a broker up?
     "penstock.cli",
     "penstock_monitor.committed",
