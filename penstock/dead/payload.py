@@ -60,20 +60,19 @@ def hex_dump(value: bytes, most: int | None = None) -> str:
 def _json(value: bytes) -> Payload:
     faults = []
     try:
-        text = value.decode()
+        value.decode()
     except UnicodeDecodeError as error:
-        text = value[: error.start].decode()
         faults.append(f"byte {error.start}: not UTF-8")
-    end = len(text)
+    text = value.decode(errors="surrogateescape")
+    end = len(value)
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
-        end = error.pos
-        if not faults or end < len(text):
-            faults = [f"byte {len(text[:end].encode())}: {error.msg}"]
+        end = len(text[: error.pos].encode(errors="surrogateescape"))
+        faults.append(f"byte {end}: {error.msg}")
     except RecursionError:
         faults.append("nested too deep to be parsed")
-    return Payload("json", indented(text[:end]), faults)
+    return Payload("json", indented(value[:end].decode(errors="backslashreplace")), faults)
 
 
 def indented(text: str) -> str:

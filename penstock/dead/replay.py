@@ -110,7 +110,7 @@ def replay(
     report = Report()
     started, sent = time.monotonic(), 0
     with closing(PlaceReader(settings)) as places:
-        judge = _Judge(options, places, done, report)
+        judge = Judge(options, places, done, report)
         for batch in _batches(judge.mended(letters(settings, topic, chosen)), options.rate):
             if sender is not None:
                 if options.rate is not None:
@@ -122,7 +122,7 @@ def replay(
     return report
 
 
-class _Judge:
+class Judge:
     """Who is sent, and with what value. ``done``: the keys of the notes; those that are chosen are added."""
 
     def __init__(self, options: Options, places: PlaceReader, done: set[bytes], report: Report) -> None:
