@@ -78,8 +78,10 @@ class Sender:
         except BaseException as error:
             with suppress(KafkaException):
                 self._producer.abort_transaction(_TIMEOUT_S)
-            if isinstance(error, KafkaException):
-                raise ReplayStopped(self._why(error.args[0])) from None
+            # the client raises what is fatal inside a delivery report's call, which Python answers with an error of its own
+            fault = error.__cause__ if isinstance(error, SystemError) else error
+            if isinstance(fault, KafkaException):
+                raise ReplayStopped(self._why(fault.args[0])) from None
             raise
         if self._faults:
             # librdkafka may have asked twice, and the second request may come late enough to end the next transaction

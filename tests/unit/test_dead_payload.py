@@ -9,21 +9,24 @@ import pytest
 
 from penstock.dead.payload import decode, hex_dump, indented
 
+LINE: dict[str, Any] = {
+    "type": "record",
+    "name": "Line",
+    "fields": [{"name": "sku", "type": "string"}, {"name": "n", "type": "int"}],
+}
 SCHEMA: dict[str, Any] = {
     "type": "record",
     "name": "Order",
     "fields": [
         {"name": "id", "type": "string"},
         {"name": "amount", "type": ["null", "double"]},
-        {"name": "lines", "type": {"type": "array", "items": {
-            "type": "record", "name": "Line", "fields": [{"name": "sku", "type": "string"}, {"name": "n", "type": "int"}]
-        }}},
+        {"name": "lines", "type": {"type": "array", "items": LINE}},
         {"name": "tags", "type": {"type": "map", "values": "long"}},
         {"name": "kind", "type": {"type": "enum", "name": "Kind", "symbols": ["new", "used"]}},
         {"name": "paid", "type": "boolean"},
         {"name": "proof", "type": "bytes"},
     ],
-}  # fmt: skip
+}
 ORDER: dict[str, Any] = {
     "id": "o-1", "amount": 2.5, "lines": [{"sku": "a", "n": 1}, {"sku": "b", "n": -2}], "tags": {"x": 1 << 40},
     "kind": "used", "paid": True, "proof": b"\x01\xff",
@@ -105,7 +108,7 @@ def test_json_is_laid_out_up_to_the_error() -> None:
 
 def test_bad_utf8_in_json_is_told_and_passed_over() -> None:
     found = decode('{"a": "é'.encode() + b'\xff", "b": }', None)
-    assert found.faults == ["byte 9: not UTF-8", "byte 17: Expecting value"]
+    assert found.faults == ["byte 9: not UTF-8", "byte 18: Expecting value"]
     assert found.text == '{\n  "a": "é\\xff",\n  "b": '
 
 

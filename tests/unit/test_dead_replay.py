@@ -1,4 +1,4 @@
-"""Which letters are sent again, and with what: filters, the guard against loops, patches, and where records are found."""
+"""Which letters are sent again, and with what: filters, the guard against loops, patches, where records are found."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -8,8 +8,19 @@ import pytest
 
 from penstock.dead.letters import Filter, Letter, Place, letter_of
 from penstock.dead.replay import (
-    BEFORE, GONE, LEFT_OUT, LOOPING, UNKNOWN, WATCHED, Judge, Options, Outgoing, PatchFailed, Report, note_key,
-)  # fmt: skip
+    BEFORE,
+    GONE,
+    LEFT_OUT,
+    LOOPING,
+    UNKNOWN,
+    WATCHED,
+    Judge,
+    Options,
+    Outgoing,
+    PatchFailed,
+    Report,
+    note_key,
+)
 from penstock.dead_letter import DeadLetter, RawRow, dead_letter, digest_only
 from penstock.records import Header, Partition, Reason
 
@@ -82,7 +93,7 @@ def test_a_letter_tells_the_records_own_headers_from_its_diagnosis() -> None:
     own: list[Header] = [
         ("trace", b"1"),
         ("penstock.demo", b"x"),
-        ("__connect.errors.topic", b"elsewhere"),
+        ("__connect.errors.topic", b"other"),
         ("n", None),
     ]
     letter = died(headers=own)
