@@ -13,6 +13,8 @@ from penstock.records import Header
 from penstock.settings import Settings
 
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
+_PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
+"""Of records that an abort takes back: they are not to blame."""
 _TIMEOUT_S = 30.0
 _LARGEST = 1_000_000_000
 """The topic's own limit is the one that counts."""
@@ -37,7 +39,7 @@ class Sender:
 
     def __init__(self, settings: Settings, transactional_id: str) -> None:
         self._id = transactional_id
-        self._refused: list[str] = []
+        self._refused: list[tuple[int, str]] = []
         self._faults: list[str] = []
         self._producer = Producer(
             {
@@ -78,7 +80,7 @@ class Sender:
         except BaseException as error:
             with suppress(KafkaException):
                 self._producer.abort_transaction(_TIMEOUT_S)
-            # the client raises what is fatal inside a delivery report's call, which Python answers with an error of its own
+            # the client raises what is fatal, calls for delivery reports all the same, and Python minds
             fault = error.__cause__ if isinstance(error, SystemError) else error
             if isinstance(fault, KafkaException):
                 raise ReplayStopped(self._why(fault.args[0])) from None
@@ -90,12 +92,15 @@ class Sender:
             )
 
     def _delivered(self, record: Record, error: KafkaError | None, _: Message) -> None:
-        if error is not None:
-            self._refused.append(f"letter {record.of} was not taken by {record.topic}: {error.str()}")
+        if error is not None and error.code() not in _PURGED:
+            told = f"letter {record.of} was not taken by {record.topic}: {error.str()}"
+            self._refused.append((len(record.value or b""), told))
 
     def _why(self, error: Any) -> str:
         if error.code() in _FENCED:
             return f"another replay has begun as {self._id!r} and goes on from what this one has noted"
         if self._refused:
-            return f"{self._refused[0]}. Nothing of its transaction was sent; leave it out with a filter or a patch"
+            # the broker refuses whole batches, mostly for what is too large in them
+            _, told = max(self._refused)
+            return f"{told}. Nothing of its transaction was sent; leave it out with a filter or a patch"
         return f"a transaction was not committed: {error.str()}. Replay again: what was sent is noted"
