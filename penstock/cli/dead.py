@@ -63,8 +63,10 @@ def list_letters(
         for facts in newest:
             typer.echo(json.dumps(facts))
         return
-    table = _table("letter", "time", "stage", "reason", "origin", "size")
-    table.add_column("message", no_wrap=True, overflow="ellipsis")
+    table = _table("letter", "time", "stage", "reason", "origin", "size", "message")
+    # what names a letter is never cut, and the message before anything else
+    table.expand, table.columns[-1].ratio = True, 1
+    table.columns[0].min_width = max((len(f["letter"]) for f in newest), default=0)
     for f in newest:
         cells = f["letter"], f["time"][:19], f["stage"], f["reason"], f["origin"] or "unknown", f"{f['size']:,}"
         table.add_row(*(Text(_printable(cell)) for cell in (*cells, f["message"])))

@@ -125,7 +125,7 @@ class Shop:
     def __init__(self, broker: str, name: str, folder: Path) -> None:
         self.broker, self.name, self.folder = broker, name, folder
         self.settings = Settings(bootstrap_servers=broker)
-        self.admin = AdminClient({"bootstrap.servers": broker})
+        self.admin = AdminClient({"bootstrap.servers": broker, "log_level": 0})
         self.plan = plan_of(name)
         self.plan.save(folder / "plan.json")
         create_topics(self.admin, topic_specs(self.plan))
