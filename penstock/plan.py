@@ -39,7 +39,7 @@ class SchemaPlan(Planned):
 
 class TopicPlan(Planned):
     """A topic that ``penstock topics`` makes and checks. ``value`` is None for topics that hold foreign bytes (raw,
-    dead).
+    dead) or no Avro (replayed).
     """
 
     name: str

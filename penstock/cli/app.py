@@ -31,6 +31,7 @@ SUB_COMMANDS = {
     "topics": SubCommand("penstock.cli.topics:topics", "Make or check the topics of a plan."),
     "schemas": SubCommand("penstock.cli.schemas:schemas_app", "Their lock, what may change, and a registry by URL."),
     "model": SubCommand("penstock.cli.model:model_app", "Model versions and who serves them."),
+    "dead": SubCommand("penstock.cli.dead:dead_app", "Dead letters: what died, why, and another try."),
     "broker": SubCommand("penstock.cli.broker:broker_app", "An embedded Kafka broker that keeps running."),
 }
 """Name → where it is; shown in this order."""

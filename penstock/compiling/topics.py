@@ -79,6 +79,7 @@ def topics(folder: PipelineFolder, values: dict[str, SchemaPlan]) -> Iterator[To
             compacted=suffix == "control",
         )
     yield TopicPlan(name=f"{name}.dead", partitions=partitions)
+    yield TopicPlan(name=f"{name}.replayed", partitions=partitions, compacted=True)
 
 
 def stages(folder: PipelineFolder, definitions: Definitions, values: dict[str, SchemaPlan]) -> Iterator[StagePlan]:

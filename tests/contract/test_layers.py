@@ -21,6 +21,7 @@ KAFKA_CLIENT = {
     "penstock.schemas.registry",  # the registry's client
     "penstock.models.control_topic",  # reads and writes NAME.control, beside the loop
     "penstock.doctor",  # asks a broker from outside
+    "penstock.dead",  # reads NAME.dead, sends its records again
     "penstock.local",  # is a broker up?
     "penstock.cli",
     "penstock_monitor.committed",

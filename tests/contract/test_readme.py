@@ -15,7 +15,7 @@ import fastavro
 import pytest
 from confluent_kafka import Consumer, Producer
 
-from penstock.cli.app import SUB_COMMANDS
+from penstock.cli.app import SUB_COMMANDS, load_command
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -138,6 +138,16 @@ def test_every_command_exists() -> None:
     assert named <= SUB_COMMANDS.keys()
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:`|\$ |^)make (\w+)", text, re.MULTILINE)) <= targets
+
+
+def test_the_commands_for_dead_letters_have_these_options() -> None:
+    group = load_command("dead")
+    shown = [command.split() for command in commands(section("When records die"))]
+    for _, dead, name, *words in shown:
+        known = {option for parameter in group.commands[name].params for option in parameter.opts}
+        assert dead == "dead"
+        assert {word for word in words if word.startswith("--")} <= known, name
+    assert {name for _, _, name, *_ in shown} == set(group.commands)
 
 
 @pytest.mark.parametrize("name", ["README.md", *OTHERS])

@@ -178,7 +178,7 @@ def test_the_stages_chain_the_entities_in_the_services_order(folder: Folder) -> 
     assert plan.stage("features.place").last
     assert plan.event.key == "driver"
     assert {topic.partitions for topic in plan.topics} == {3}
-    assert [topic.name for topic in plan.topics if topic.compacted] == ["rides.control"]
+    assert [topic.name for topic in plan.topics if topic.compacted] == ["rides.control", "rides.replayed"]
 
 
 def test_tiles_are_the_hop_else_the_slide_else_a_sixtieth(folder: Folder) -> None:
