@@ -20,7 +20,7 @@ from penstock.health import Health, HealthServer
 from penstock.intake import Intake, TopicReader
 from penstock.loop import Loop, Pace
 from penstock.observer import Observer
-from penstock.outbox import Outbox
+from penstock.outbox import Outbox, UnencodableError
 from penstock.plan import AvroSchema, InputPlan, Plan, PlanError, StagePlan
 from penstock.recovery import IncompleteLogError
 from penstock.schemas.registry import ConfluentRegistry, UnknownSchemaId
@@ -109,7 +109,7 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
     except Fenced as error:
         log.error("fenced: %s", error)
         return 1
-    except FateError as error:
+    except (FateError, UnencodableError) as error:
         log.error("%s", error)
         return 1
     finally:

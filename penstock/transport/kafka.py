@@ -48,6 +48,7 @@ PRODUCER = {
     "acks": "all",
 }
 PATIENCE_S = 10.0
+START_S = 60.0
 ANSWER_S = 30.0
 """A broker under load is slow before it is away, and nothing is lost by waiting for it."""
 MOST_WAITING = 500_000
@@ -124,7 +125,7 @@ class KafkaTransport:
         self._producer = Producer(producer, self._on_error, self._on_failed)
         try:
             if self._exactly_once:
-                self._insist(lambda: self._producer.init_transactions(PATIENCE_S), "init_transactions")
+                self._begin_as(slot)
             self._consumer = Consumer(
                 {
                     **client,
@@ -141,6 +142,22 @@ class KafkaTransport:
         except BaseException:
             self._producer.close()
             raise
+
+    def _begin_as(self, slot: str) -> None:
+        """Fences the slot's former holder. A wrong address or certificate looks like a broker that is late."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                return self._producer.init_transactions(PATIENCE_S)
+            except KafkaFault as fault:
+                if fault.fatal or fault.code in _FATAL:
+                    raise Fenced(f"slot {slot}: init_transactions: {fault}") from fault
+                if not fault.retriable or time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"Kafka at {self._client['bootstrap.servers']} does not let {slot} begin: {fault}. Look at the"
+                        " address, the TLS and SASL settings, and this user's right on the transactional id"
+                    ) from fault
+                log.warning("Kafka is asked again to let %s begin: %s", slot, fault)
 
     def subscribe(self, topics: Sequence[str], placement: Placement) -> None:
         self._placement = placement

@@ -91,7 +91,9 @@ class MemoryBroker:
             old = group.owner.get(partition)
             if old is new:
                 continue
-            if old is not None and old in group.members:
+            if old is not None and partition in old.pending_assigned:  # it was never told
+                old.pending_assigned.remove(partition)
+            elif old is not None and old in group.members:
                 old.pending_revoked.append(partition)
             if new is None:
                 group.owner.pop(partition, None)

@@ -170,6 +170,20 @@ def test_a_second_member_gets_partitions_only_after_the_first_has_let_go(world: 
     assert len(one.owned) == len(two.owned) == 2
 
 
+def test_members_that_join_before_any_of_them_polls_share_the_partitions() -> None:
+    world = MemoryWorld()
+    topic = world.topic("in", 4)
+    one, two = Recorder(), Recorder()
+    first, second = world.transport("g", 0), world.transport("g", 1)
+    first.subscribe([topic], one)
+    second.subscribe([topic], two)
+    for _ in range(5):
+        first.poll(10, 0)
+        second.poll(10, 0)
+    assert not one.owned & two.owned
+    assert len(one.owned | two.owned) == 4
+
+
 def test_rows_of_a_partition_that_was_revoked_since_they_were_fetched_are_not_polled(world: World) -> None:
     topic = world.topic("in", 2)
     first, second = world.transport("g", 0), world.transport("g", 1)
