@@ -88,6 +88,12 @@ ROWS: dict[str, list[Panel]] = {
                 rate(telemetry.FEAST_UNREADABLE, "view", "reason", rare=True),
             ],
         ),
+        Panel(
+            "Snapshots",
+            "Of a partition's state, written or failed: what a restart need not replay.",
+            "ops",
+            [rate(telemetry.SNAPSHOTS, "stage", "outcome", rare=True)],
+        ),
     ],
     "Latency": [
         Panel(

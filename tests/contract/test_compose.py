@@ -157,6 +157,8 @@ def test_a_worker_writes_only_where_something_is_mounted() -> None:
         assert service["read_only"] is True, name
         writable = {target for _, target in mounts(service)} | {path.split(":")[0] for path in service["tmpfs"]}
         assert {"/tmp", "/var/lib/penstock/slots", "/var/lib/penstock/numba"} <= writable, name
+        if (name.startswith("features-") and name != "features-feast") or name == "monitor":
+            assert "/var/lib/penstock/snapshots" in writable, name
 
 
 @pytest.mark.parametrize("arguments", EXPORTS)
