@@ -77,7 +77,8 @@ def feed(flights_plan: Plan, flights_data: data.Flights) -> Feed:
 def world(
     broker: BrokerHandle, flights_plan: Plan, flights_models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
-    """The whole pipeline with all its workers, running. Small batches, so that there are many transactions."""
+    """The whole pipeline with all its workers, running. Small batches, so that there are many transactions, and
+    snapshots often, so that every kill is followed by a restart from one."""
     here = Path.cwd()
     os.chdir(ROOT)  # workers import pipelines.flights from where they run
     try:
@@ -89,6 +90,7 @@ def world(
             flights_models,
             VERSION,
             max_batch_rows=64,
+            snapshot_interval_s=0.5,
         ) as running:
             yield running
     finally:
