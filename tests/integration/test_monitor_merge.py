@@ -88,6 +88,7 @@ def make_plan(prefix: str) -> Plan:
                 inputs=(InputPlan(topic=features, format="avro", value=row, event_time="t"),),
                 outputs=(profiles,),
             ),
+            StagePlan(name="monitor.merge", inputs=(), outputs=(alerts,)),
         ),
         views=(),
         on_demand=(),
