@@ -30,6 +30,7 @@ from tests.chaos.kafka_log import KafkaLog
 from tests.chaos.records import Schemas
 from tests.chaos.verdict import Verdict
 from tests.chaos.verify import verify
+from tests.chaos.windows import declared
 from tests.conftest import read_all_committed
 
 ROOT = Path(__file__).parents[2]
@@ -210,7 +211,7 @@ class World:
         return self.schemas.decode(value) if value[:1] == b"\0" else orjson.loads(value)
 
     def verdict(self) -> Verdict:
-        return verify(self.name, self.schemas, KafkaLog(self.bootstrap))
+        return verify(self.name, self.schemas, KafkaLog(self.bootstrap), declared(self.folder / "plan.json"))
 
     def check(self) -> dict[str, int]:
         """The verifier's counts, after it found nothing, and all that was sent was there."""
