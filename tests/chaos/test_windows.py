@@ -3,6 +3,7 @@ its way is found.
 """
 
 import json
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from penstock.windows.spec import ViewSpec
 from penstock.windows.state import WindowState
 from tests.chaos.records import Schemas
-from tests.chaos.test_verify import ENVELOPE, MemoryLog
+from tests.chaos.test_verify import ENVELOPE, MemoryLog, headers_of
 from tests.chaos.test_verify import LOCK as OTHERS
 from tests.chaos.verify import verify
 from tests.chaos.windows import Aggregation, View, Windows, declared
@@ -29,7 +30,7 @@ VIEW = View(
 )  # fmt: skip
 
 
-def answers(view: View, rows: list[tuple[Any, int, float | None]]) -> list[tuple[float | None, ...]]:
+def answers(view: View, rows: Sequence[tuple[Any, int, float | None]]) -> list[tuple[float | None, ...]]:
     """What a partition's rows of (key, event time, x) get."""
     windows, found = Windows(view), []
     for offset, (key, time, x) in enumerate(rows):
@@ -113,7 +114,7 @@ class Served(MemoryLog):
         cards = [("a", 5, 1.0, 1.0, 1), ("a", 12, 2.0, 3.0, 2), (None, 13, 9.0, None, None), ("a", 59, 4.0, 7.0, 3)]
         for offset, (card, time, x, total, n) in enumerate(cards):
             names = {"_event_id": str(offset), "_origin_partition": 0, "_origin_offset": offset}
-            key = card and card.encode()
+            key = None if card is None else card.encode()
             self.add("raw", b"producer", b"{}")
             self.add("events", key, self.encoded("events", **names, _event_time=time, card=card, x=x))
             if card is not None:
@@ -161,6 +162,15 @@ def test_a_row_of_the_view_is_there_once(harm: str) -> None:
     log = Served()
     getattr(log, harm)("view.spending", 1)
     assert log.findings() == {"wrong window": 1}
+
+
+def test_a_row_that_its_stage_has_dead_lettered_may_be_missing_from_the_view() -> None:
+    log = Served()
+    log.drop("view.spending", 1)
+    log.drop("features", 1)
+    event = log.topics["t.events"][1]
+    log.add("dead", event.key, event.value, headers=headers_of("t.events", 0, 1, "features.card", (0, 1)))
+    assert verify("t", Schemas("t", LOCK), log, [VIEW]).findings == {}
 
 
 def test_a_corrupted_row_of_the_view_is_found() -> None:

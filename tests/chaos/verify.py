@@ -201,12 +201,11 @@ class Verifier:
         for window in self._windows:
             if window.view.topic is not None:
                 suffix = window.view.topic.removeprefix(f"{self._name}.")
-                rows = (
-                    (record, self._decoded(suffix, record, self._schemas.decode)) for record in self._records(suffix)
-                )
-                window.written((((r.partition, r.offset), row) for r, row in rows if row is not None), self._wrong)
+                dead = {letter.read[1] for letter in self._letters if letter.read[0] == window.view.reads}
+                window.written(self._rows(suffix), dead, self._wrong)
         if self._windows:
             self._verdict.counts["windows"] = sum(window.checked for window in self._windows)
+            self._verdict.counts |= {f"late in {window.view.reads}": window.late for window in self._windows}
 
     def _rows(self, suffix: str) -> Iterator[tuple[Place, dict[str, Any]]]:
         for record in self._records(suffix):

@@ -8,7 +8,6 @@ independent as the other: plain confluent-kafka and fastavro.
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -108,6 +107,10 @@ class Watch:
                 self.verdict.find("misordered", f"{suffix}/{place[0]}@{place[1]} of key {key!r} came too late")
             hop.newest[key, partition] = max(offset, hop.newest.get((key, partition), -1))
 
+    def distinct(self, suffix: str) -> int:
+        """Records of a topic so far, doubles once."""
+        return len(self._once[suffix])
+
     def settle(self, log: Log) -> Verdict:
         """Holds everything that was seen against the ``log`` as it is now: committed is committed."""
         for suffix, hop in self._hops.items():
@@ -130,11 +133,14 @@ class Watch:
 
 class Watcher:
     """A ``Watch`` of a running pipeline; a context manager. ``at``: per topic, when its records were appended (ms since
-    epoch) and seen (seconds since epoch)."""
+    epoch) and seen (seconds since epoch), and in which partition.
 
-    def __init__(self, bootstrap: str, pipeline: str, schemas: Schemas, partitions: int) -> None:
+    ``strict``: a record that was deleted before it was seen is a failure; else it goes on with the oldest there is.
+    """
+
+    def __init__(self, bootstrap: str, pipeline: str, schemas: Schemas, partitions: int, strict: bool = True) -> None:
         self.watch = Watch(pipeline, schemas)
-        self.at: dict[str, list[tuple[int, float]]] = {suffix: [] for suffix in self.watch.suffixes}
+        self.at: dict[str, list[tuple[int, float, int]]] = {suffix: [] for suffix in self.watch.suffixes}
         self.failure: BaseException | None = None
         self._prefix = len(pipeline) + 1
         self._stopping = threading.Event()
@@ -147,8 +153,9 @@ class Watcher:
                 "fetch.wait.max.ms": 20,
                 "fetch.queue.backoff.ms": 20,
                 "reconnect.backoff.max.ms": 500,
-                "auto.offset.reset": "error",
+                "auto.offset.reset": "error" if strict else "earliest",
                 "log_level": 0,
+                "error_cb": lambda error: None,
             }
         )
         self._consumer.assign(
@@ -180,10 +187,11 @@ class Watcher:
             raise self.failure
         return self.watch.settle(log)
 
-    def first_after(self, suffixes: Sequence[str], appended_ms: int) -> float | None:
-        """When a record that was appended later than ``appended_ms`` was first seen in one of the topics."""
-        found = [seen for suffix in suffixes for appended, seen in list(self.at[suffix]) if appended > appended_ms]
-        return min(found, default=None)
+    def first_after(self, suffix: str, mark: int, moment: float) -> float | None:
+        """When the first of a topic's records behind its ``mark``-th that was appended later than ``moment`` was seen;
+        seconds since epoch."""
+        behind = self.at[suffix][mark:]
+        return next((seen for appended, seen, _ in behind if appended > moment * 1000), None)
 
     def _run(self) -> None:
         try:
@@ -204,7 +212,7 @@ class Watcher:
                 continue
             suffix = message.topic()[self._prefix :]
             headers = (message.headers() or []) if suffix == "dead" else []
-            self.at[suffix].append((message.timestamp()[1], now))
+            self.at[suffix].append((message.timestamp()[1], now, message.partition()))
             self.watch.take(
                 suffix, Record(message.partition(), message.offset(), message.key(), message.value(), headers)
             )
