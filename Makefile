@@ -46,6 +46,13 @@ check: $(FRESH) ## ruff, mypy --strict, schemas against their locks
 bench: $(FRESH) ## measure beside the bare copy, write bench/results/latest.json and the README's table
 	@python -m bench $(BENCH)
 
+SEED ?= 1
+ROUNDS ?= 1
+
+.PHONY: chaos
+chaos: $(FRESH) ## harm a running pipeline and count what became of it; SEED=7 ROUNDS=10 SCENARIO="crash zombie"
+	@python -m tests.chaos --seed $(SEED) --rounds $(ROUNDS) $(addprefix --scenario ,$(SCENARIO))
+
 .PHONY: lock
 lock: $(FRESH) ## resolve dependencies again, keeping what is pinned; LOCK="--upgrade-package NAME" moves one
 	.bootstrap/bin/uv lock $(LOCK)

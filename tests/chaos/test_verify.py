@@ -2,6 +2,7 @@
 is done to it is found and named.
 """
 
+import ast
 import hashlib
 import json
 from collections.abc import Callable, Collection
@@ -210,6 +211,18 @@ def test_harm_is_found_and_named(harm: str) -> None:
     do, kind = HARM[harm]
     do(log)
     assert kind in findings(log)
+
+
+@pytest.mark.parametrize("name", ["verify", "watch", "windows", "joined", "kafka_log", "records", "verdict"])
+def test_it_shares_no_line_with_what_it_judges(name: str) -> None:
+    tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text("utf-8"))
+    names = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    roots = {str(module).partition(".")[0] for module in names}
+    assert not [root for root in roots if root.startswith(("penstock", "pipelines", "services"))]
+    assert {module for module in names if str(module).startswith("tests.")} <= {
+        f"tests.chaos.{own}" for own in ("kafka_log", "records", "verdict", "windows")
+    }
 
 
 def test_only_the_order_within_a_key_counts() -> None:

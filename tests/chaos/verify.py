@@ -2,10 +2,11 @@
 of order, altered or still open. Independent on purpose: plain confluent-kafka and fastavro, and not a line of Penstock,
 so that a mistake of its codec or transport cannot hide itself.
 
-    python -m tests.chaos.verify BOOTSTRAP PIPELINE --lock pipelines/NAME/schemas.lock
+    python -m tests.chaos.verify BOOTSTRAP PIPELINE --lock pipelines/NAME/schemas.lock [--plan plan.json]
 
 prints its findings as JSON and exits 0 when there are none, 1 when there are, 2 when it could not look. The pipeline
-should have nothing left to read. Schema ids are the lock's line numbers.
+should have nothing left to read. Schema ids are the lock's line numbers. With a plan, which is read as data, every
+window is computed again from the log too.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from confluent_kafka import KafkaException
 from tests.chaos.kafka_log import KafkaLog
 from tests.chaos.records import Log, Place, Record, Schemas
 from tests.chaos.verdict import Verdict
+from tests.chaos.windows import View, Windows, declared
 
 LOOKING_ON = ("monitor",)
 """Stages that only watch: what they reject has its fate elsewhere."""
@@ -42,8 +44,9 @@ class Letter:
 class Verifier:
     """One look at one pipeline."""
 
-    def __init__(self, pipeline: str, schemas: Schemas, log: Log) -> None:
+    def __init__(self, pipeline: str, schemas: Schemas, log: Log, views: Sequence[View] = ()) -> None:
         self._name, self._schemas, self._log = pipeline, schemas, log
+        self._windows = [Windows(view) for view in views]
         self._verdict = Verdict(pipeline)
         self._letters: list[Letter] = []
         self._wanted: dict[str, dict[Place, list[Letter]]] = {}
@@ -70,9 +73,10 @@ class Verifier:
         self._read_dropped(fates, label_fates)
         before: dict[Place, Place] = {place: place for place in raw}
         for suffix in self._chain:
-            before = self._follow(suffix, self._origins(suffix, self._schemas.origin), before)
+            before = self._follow(suffix, self._origins(suffix), before)
+        self._read_views()
         if self._predicts:
-            before = self._follow("predictions", self._origins("predictions", self._schemas.decode), before)
+            before = self._follow("predictions", self._origins("predictions"), before)
         fates.update(before.keys())
         if self._labelled:
             label_fates.update(self._read_outcomes(before))
@@ -175,12 +179,42 @@ class Verifier:
             of_label = row["topic"] == f"{self._name}.labels"
             (labels if of_label else raw)[row["origin_partition"], row["origin_offset"]] += 1
 
-    def _origins(self, suffix: str, decode: Callable[[bytes | None], dict[str, Any]]) -> Iterator[tuple[Record, Place]]:
-        prefix = "" if suffix == "predictions" else "_"
+    def _origins(self, suffix: str) -> Iterator[tuple[Record, Place]]:
+        """Rows and where they are from; those of the chain pass by the windows."""
+        last = suffix == "predictions"
+        prefix, windows = ("", []) if last else ("_", self._windows)
+        decode = self._schemas.decode if last or windows else self._schemas.origin
         for record in self._records(suffix):
             row = self._decoded(suffix, record, decode)
+            if row is None:
+                continue
+            origin = row[f"{prefix}origin_partition"], row[f"{prefix}origin_offset"]
+            for window in windows:
+                if window.view.reads == f"{self._name}.{suffix}":
+                    window.read((record.partition, record.offset), origin, row)
+                else:
+                    window.sent(origin, row, self._wrong)
+            yield record, origin
+
+    def _read_views(self) -> None:
+        """What Feast is fed with."""
+        for window in self._windows:
+            if window.view.topic is not None:
+                suffix = window.view.topic.removeprefix(f"{self._name}.")
+                dead = {letter.read[1] for letter in self._letters if letter.read[0] == window.view.reads}
+                window.written(self._rows(suffix), dead, self._wrong)
+        if self._windows:
+            self._verdict.counts["windows"] = sum(window.checked for window in self._windows)
+            self._verdict.counts |= {f"late in {window.view.reads}": window.late for window in self._windows}
+
+    def _rows(self, suffix: str) -> Iterator[tuple[Place, dict[str, Any]]]:
+        for record in self._records(suffix):
+            row = self._decoded(suffix, record, self._schemas.decode)
             if row is not None:
-                yield record, (row[f"{prefix}origin_partition"], row[f"{prefix}origin_offset"])
+                yield (record.partition, record.offset), row
+
+    def _wrong(self, what: str) -> None:
+        self._verdict.find("wrong window", what)
 
     def _follow(
         self, suffix: str, rows: Iterable[tuple[Record, Place]], before: Mapping[Place, Place]
@@ -250,9 +284,9 @@ def _at(place: Place) -> str:
     return f"/{place[0]}@{place[1]}"
 
 
-def verify(pipeline: str, schemas: Schemas, log: Log) -> Verdict:
-    """What became of every message of ``pipeline``."""
-    return Verifier(pipeline, schemas, log).run()
+def verify(pipeline: str, schemas: Schemas, log: Log, views: Sequence[View] = ()) -> Verdict:
+    """What became of every message of ``pipeline``; the windows of ``views`` are computed again."""
+    return Verifier(pipeline, schemas, log, views).run()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -260,13 +294,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("bootstrap", help="host:port of the broker")
     parser.add_argument("pipeline", help="its name, which its topics begin with")
     parser.add_argument("--lock", type=Path, required=True, help="the pipeline's schemas.lock")
+    parser.add_argument("--plan", type=Path, help="the plan's JSON, which declares the windows to check")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds for each topic, and for open transactions")
     parser.add_argument("--client", action="append", default=[], metavar="NAME=VALUE", help="setting of the client")
     said = parser.parse_args(arguments)
     try:
         schemas = Schemas(said.pipeline, said.lock.read_text("utf-8").splitlines())
         extra = dict(setting.split("=", 1) for setting in said.client)
-        verdict = verify(said.pipeline, schemas, KafkaLog(said.bootstrap, said.timeout, extra))
+        views = declared(said.plan) if said.plan else []
+        verdict = verify(said.pipeline, schemas, KafkaLog(said.bootstrap, said.timeout, extra), views)
     except (OSError, ValueError, KeyError, TimeoutError, KafkaException) as error:
         print(json.dumps({"pipeline": said.pipeline, "ok": False, "error": str(error)}))
         return 2

@@ -30,12 +30,15 @@ from tests.chaos.kafka_log import KafkaLog
 from tests.chaos.records import Schemas
 from tests.chaos.verdict import Verdict
 from tests.chaos.verify import verify
+from tests.chaos.windows import declared
 from tests.conftest import read_all_committed
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "pipelines/flights/schemas.lock"
 STORE = "pipelines/flights"
 PATIENCE_S = 90.0
+QUIET = {"log_level": 0, "error_cb": lambda error: None}
+"""A client of a broker that comes and goes need not say so on stderr."""
 FATES = ("outcomes", "dead", "dropped")
 """Every event ends as the outcome of a prediction, a dead letter or a drop; every label as one of the first two."""
 
@@ -85,6 +88,7 @@ class Arrivals:
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "fetch.wait.max.ms": 20,
+                **QUIET,
             }
         )
         self._consumer.assign([TopicPartition(t, n, OFFSET_BEGINNING) for t, of in topics.items() for n in range(of)])
@@ -100,7 +104,8 @@ class Arrivals:
 
 
 class World:
-    """One deployment of ``plan`` as ``name``; a context manager. ``stages``: which of its stages run, all if not given.
+    """One deployment of ``plan`` as ``name``; a context manager. ``stages``: which of its stages run, all if not given;
+    ``workers``: how many of a stage, where that is not one.
 
     ``model``: the version that is promoted. ``settings`` are changes to those of the workers.
     """
@@ -114,6 +119,7 @@ class World:
         models_url: Path,
         model: str,
         stages: Sequence[str] | None = None,
+        workers: Mapping[str, int] | None = None,
         **settings: Any,
     ) -> None:
         self.plan, self.name, self.bootstrap, self.folder = renamed(plan, name), name, bootstrap, folder
@@ -133,7 +139,7 @@ class World:
         self.schemas = Schemas(name, self.lock.read_text("utf-8").splitlines())
         self.events: list[Event] = []
         self.heard: list[str] = []
-        self._admin = AdminClient({"bootstrap.servers": bootstrap})
+        self._admin = AdminClient({"bootstrap.servers": bootstrap, **QUIET})
         specs = topic_specs(self.plan)
         create_topics(self._admin, specs)
         self._partitions = {spec.name: spec.partitions for spec in specs}
@@ -141,12 +147,13 @@ class World:
         plan_path = folder / "plan.json"
         self.plan.save(plan_path)
         counts = {stage.name: int(stages is None or stage.name in stages) for stage in self.plan.stages}
+        counts |= workers or {}
         self.supervisor = Supervisor(
             self.plan, plan_path, self.settings, folder / "logs", counts, tell=self.heard.append
         )
         self._producer = Producer(
             {"bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "message.max.bytes": 2_000_000}
-            | {"log_level": 0}
+            | {"enable.idempotence": True, **QUIET}
         )
         self._fates = Arrivals(bootstrap, {f"{name}.{suffix}": plan.partitions for suffix in FATES})
 
@@ -175,7 +182,7 @@ class World:
         for event in sent:
             headers = [(HEADER, event.broken.encode())] if event.broken else None
             self._producer.produce(self.topic(event.topic), event.value, event.key, headers=headers)
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(PATIENCE_S) == 0
         self.events += sent
         return sent
 
@@ -210,7 +217,7 @@ class World:
         return self.schemas.decode(value) if value[:1] == b"\0" else orjson.loads(value)
 
     def verdict(self) -> Verdict:
-        return verify(self.name, self.schemas, KafkaLog(self.bootstrap))
+        return verify(self.name, self.schemas, KafkaLog(self.bootstrap), declared(self.folder / "plan.json"))
 
     def check(self) -> dict[str, int]:
         """The verifier's counts, after it found nothing, and all that was sent was there."""
@@ -220,19 +227,23 @@ class World:
         assert (verdict.counts["raw"], verdict.counts["labels"]) == (sent.count("raw"), sent.count("labels"))
         return verdict.counts
 
-    def worker(self, stage: str) -> Worker:
-        (found,) = [worker for worker in self.supervisor.workers if worker.stage == stage]
+    def worker(self, stage: str, slot: int = 0) -> Worker:
+        (found,) = [w for w in self.supervisor.workers if (w.stage, w.slot) == (stage, slot)]
         return found
 
     def log(self, stage: str) -> str:
         return tail(self.worker(stage).log_path, 400)
 
-    def behind(self, stage: str) -> int:
-        """Records that the stage's group has not committed; markers count."""
+    def committed(self, stage: str) -> dict[tuple[str, int], int]:
+        """Partition → the offset that the stage's group has committed."""
         group = self.plan.group(stage)
         asked = ConsumerGroupTopicPartitions(group)
-        committed = self._admin.list_consumer_group_offsets([asked], request_timeout=15)[group].result(30)
-        done = {(p.topic, p.partition): max(0, p.offset) for p in committed.topic_partitions}
+        found = self._admin.list_consumer_group_offsets([asked], request_timeout=15)[group].result(30)
+        return {(p.topic, p.partition): max(0, p.offset) for p in found.topic_partitions}
+
+    def behind(self, stage: str) -> int:
+        """Records that the stage's group has not committed; markers count."""
+        done = self.committed(stage)
         inputs = [source.topic for source in self.plan.stage(stage).inputs]
         latest = {TopicPartition(t, n): OffsetSpec.latest() for t in inputs for n in range(self._partitions[t])}
         ends = self._admin.list_offsets(latest, request_timeout=15)
@@ -241,8 +252,8 @@ class World:
     def restarts(self, stage: str) -> int:
         return len(self.worker(stage).restarts)
 
-    def signal(self, stage: str, number: signal.Signals) -> None:
-        pid = self.worker(stage).pid
+    def signal(self, stage: str, number: signal.Signals, slot: int = 0) -> None:
+        pid = self.worker(stage, slot).pid
         assert pid is not None
         os.kill(pid, number)
 
@@ -268,7 +279,7 @@ class World:
 
         until(f"{stage} is back ({self.log(stage)[-2000:]})", again)
 
-    def said(self, stage: str) -> list[dict[str, Any]]:
+    def said(self, stage: str, slot: int = 0) -> list[dict[str, Any]]:
         """The lines of a worker's log that are JSON, as all of its own are."""
-        lines = self.worker(stage).log_path.read_text(errors="replace").splitlines()
+        lines = self.worker(stage, slot).log_path.read_text(errors="replace").splitlines()
         return [orjson.loads(line) for line in lines if line.startswith("{")]

@@ -1,0 +1,81 @@
+"""A worker that is stopped for longer than its session while another slot takes its partitions over, and then wakes up
+in the middle of what it was doing; and two processes on one slot."""
+
+import signal
+import time
+
+from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial
+from tests.integration.pipeline_world import until
+
+NAME = "zombie"
+HOLDS = "no output of the zombie is committed; the second holder of a slot refuses, or on another machine fences"
+STOPS = 2
+WORKERS = 2
+
+
+def run(lab: Lab, rounds: int, result: Result) -> None:
+    draw = lab.random(NAME)
+    with lab.trial(result, stages=[], workers=dict.fromkeys(OUTPUT, WORKERS)) as trial:
+        trial.flowing()
+        for number in range(1, STOPS * rounds + 1):
+            stage, slot = draw.choice(list(OUTPUT)), draw.randrange(WORKERS)
+            result.tell(f"stop {number} of {STOPS * rounds}: {stage}.{slot}")
+            stop_for_too_long(trial, stage, slot)
+            time.sleep(draw.uniform(0.2, 1.0))
+        stage = draw.choice(list(OUTPUT))
+        result.tell(f"a second {stage}.0")
+        second_holder(trial, stage)
+        result.tell(f"a second {stage}.0 on another machine")
+        second_machine(trial, stage)
+
+
+def stop_for_too_long(trial: Trial, stage: str, slot: int) -> None:
+    world, other = trial.world, 1 - slot
+    began, seen = time.time(), len(taken_over(trial, stage, other))
+    world.signal(stage, signal.SIGSTOP, slot)
+    try:
+        until(f"{stage}.{other} to take over", lambda: len(taken_over(trial, stage, other)) > seen, PATIENCE_S, 0.1)
+        trial.new_output(OUTPUT[stage], time.time())
+    finally:
+        world.signal(stage, signal.SIGCONT, slot)
+    trial.result.trials += 1
+    until(f"{stage}.{slot} to be ready again", lambda: ready(trial, stage, slot), PATIENCE_S, 0.1)
+    trial.new_output(OUTPUT[stage], time.time())
+    stall = trial.longest_stall(OUTPUT[stage], began)
+    trial.result.notes.setdefault("longest stall of a stop, s", []).append(round(stall, 1))
+
+
+def taken_over(trial: Trial, stage: str, slot: int) -> list[str]:
+    return [line["message"] for line in trial.world.said(stage, slot) if line["message"].startswith("assigned ")]
+
+
+def ready(trial: Trial, stage: str, slot: int) -> bool:
+    trial.world.supervisor.check()
+    worker = trial.world.worker(stage, slot)
+    if worker.running:
+        worker.look()
+    return worker.running and worker.ready
+
+
+def second_holder(trial: Trial, stage: str) -> None:
+    """The lock of the slot's file refuses it before it has touched the broker."""
+    second = trial.start_extra(stage, 0)
+    code = trial.wait_ended(second)
+    said = second.log_path.read_text()
+    if code != 1 or "is held by process" not in said:
+        trial.problem(f"a second {stage}.0 ended with {code} and said {said[-300:]!r}")
+    trial.result.trials += 1
+
+
+def second_machine(trial: Trial, stage: str) -> None:
+    """Another machine has no such file: Kafka fences the older holder, which its supervisor starts again, which fences
+    the newer, which nobody starts again."""
+    second = trial.start_extra(stage, 0, state_dir=trial.world.folder / "elsewhere")
+    before = trial.world.restarts(stage)
+    until("the older holder to be fenced", lambda: trial.world.restarts(stage) > before, PATIENCE_S, 0.1)
+    code = trial.wait_ended(second)
+    said = second.log_path.read_text()
+    if code != 1 or "fenced" not in said.lower():
+        trial.problem(f"{stage}.0 of another machine ended with {code} and said {said[-300:]!r}")
+    trial.result.trials += 1
+    trial.new_output(OUTPUT[stage], time.time())
