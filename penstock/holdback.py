@@ -1,5 +1,6 @@
-"""Keeps a re-keyed topic in order across workers: nobody runs further than half the lateness past the slowest partition
-that has lag, or past what all have reached where none has.
+"""Keeps a re-keyed topic in order across partitions and workers: no row goes further than half the lateness past the
+slowest partition that has more in the log, or past what all have reached where none has. Within that no partition is
+waited for, so live rows pass at once; a backlog is looked at once every half lateness.
 
 The workers tell each other in the metadata of their committed offsets: where a partition stands, and the time of the
 row that it waits with (``Lane.reached``). So of workers that wait for one another the one with the oldest row goes on.
@@ -28,32 +29,37 @@ class Holdback:
             self._intake.hold_after.update(dict.fromkeys(self._counts, NO_TIME))
 
     def look(self) -> None:
-        """Asks where the others are, and says how far this worker may go until the next look."""
+        """Asks where the partitions are that have no row here to be merged, and says how far the others may go until
+        the next look."""
         if not self._intake.merges:
             return
-        reached = self._intake.reached()
+        reached, waiting = self._intake.reached(), self._intake.waiting()
         for topic, count in self._counts.items():
-            others = {Partition(topic, n) for n in range(count)} - set(self._intake.lanes)
-            if not others:
-                self._intake.hold_after.pop(topic, None)
-                continue
+            every = {Partition(topic, n) for n in range(count)}
+            here = {partition: reached[partition] for partition in every & reached.keys()}
+            empty = {partition: at for partition, at in here.items() if partition not in waiting}
             try:
-                slowest, furthest = self._elsewhere(others)
+                behind, furthest = self._behind(empty, every - set(self._intake.lanes))
             except Unavailable as error:  # what was heard last holds
-                log.warning("nothing heard of the other workers: %s", error)
+                log.warning("nothing heard of the other partitions: %s", error)
                 continue
-            if slowest is None:
-                own = [at.watermark for partition, at in reached.items() if partition.topic == topic]
-                slowest = max(furthest, min(own, default=NO_TIME))
+            heads = [at.watermark for partition, at in here.items() if partition in waiting]
+            slowest = min(behind) if behind else max(furthest, min(heads, default=NO_TIME))
             self._intake.hold_after[topic] = slowest + self._slack_ms
 
-    def _elsewhere(self, others: set[Partition]) -> tuple[int | None, int]:
-        """The least watermark of those with lag, None where there is none; and the largest of all."""
+    def _behind(self, empty: Mapping[Partition, Position], elsewhere: set[Partition]) -> tuple[list[int], int]:
+        """The watermarks of those that have more in the log, and the largest of all. ``empty``: own ones that were
+        read to an end, which has moved when a transaction became visible in all partitions and is fetched one by one.
+        """
         behind, furthest = [], NO_TIME
-        for partition, committed in self._transport.committed(others).items():
+        for partition, at in empty.items():
+            furthest = max(furthest, at.watermark)
+            if at.offset < self._transport.bounds(partition)[1]:
+                behind.append(at.watermark)
+        for partition, committed in (self._transport.committed(elsewhere) if elsewhere else {}).items():
             low, high = self._transport.bounds(partition)
             at = committed or Position(low)  # nothing is known of it until its worker has seen its first row
             furthest = max(furthest, at.watermark)
             if at.offset + 1 < high:  # + 1: a marker is no lag
                 behind.append(at.watermark)
-        return min(behind, default=None), furthest
+        return behind, furthest

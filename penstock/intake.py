@@ -79,6 +79,10 @@ class Intake:
         """Where every live partition stands once all that was given out is finished."""
         return {partition: lane.reached for partition, lane in self._lanes.items() if not lane.replaying}
 
+    def waiting(self) -> set[Partition]:
+        """Partitions with rows that wait for the merge."""
+        return {partition for partition, lane in self._lanes.items() if lane.queue}
+
     def watermark(self, partition: Partition) -> int:
         return self._lanes[partition].watermark
 

@@ -13,6 +13,9 @@ from penstock.transport.protocol import Position, Transport
 log = logging.getLogger(__name__)
 
 
+MEND = "Raise the topic's retention.ms, or set PENSTOCK_ALLOW_INCOMPLETE_WINDOWS=true to go on with the rest"
+
+
 class IncompleteLogError(Exception):
     """The log no longer reaches back to where the windows begin."""
 
@@ -32,10 +35,10 @@ class Recovery:
         low, high = self._transport.bounds(partition)
         live = committed or Position(low)
         if live.offset < low:
-            log.error(
-                "%s: rows %d to %d were deleted by retention before they were read; going on at %d",
-                partition, live.offset, low - 1, low,
-            )  # fmt: skip
+            gone = f"{partition}: rows {live.offset} to {low - 1} were deleted by retention before they were read"
+            if self._stage.reach(partition.topic) is not None and not self._allow_incomplete:
+                raise IncompleteLogError(f"{gone}, and windows lack them. {MEND}")
+            log.error("%s; going on at %d", gone, low)
             live = Position(low, live.watermark)
         if live.offset > high:
             raise IncompleteLogError(
@@ -83,7 +86,6 @@ class Recovery:
         start = max(low, min(start, live.offset))
         if start == low > 0 and not self._allow_incomplete:
             raise IncompleteLogError(
-                f"{partition}: the log begins at offset {low} and may not reach back to where the windows begin. "
-                "Raise the topic's retention.ms, or set PENSTOCK_ALLOW_INCOMPLETE_WINDOWS=true to go on with the rest"
+                f"{partition}: the log begins at offset {low} and may not reach back to where the windows begin. {MEND}"
             )
         return start

@@ -152,3 +152,14 @@ def test_rows_that_were_deleted_before_they_were_read_are_named_and_the_rest_goe
     ]
     assert (stage.replayed, stage.times) == ([], deployment.sent[8:])
     assert deployment.written() == deployment.sent[:3] + deployment.sent[8:]
+
+
+def test_rows_deleted_before_a_stage_with_windows_has_read_them_are_no_gap_to_pass_over(deployment: Deployment) -> None:
+    deployment.append(10)
+    deployment.commit(3)
+    deployment.delete_before(6)
+    with pytest.raises(IncompleteLogError, match="rows 3 to 5 were deleted by retention before they were read") as told:
+        deployment.work(reach_ms=HOUR)
+    assert "PENSTOCK_ALLOW_INCOMPLETE_WINDOWS=true" in str(told.value)
+    stage = deployment.work(reach_ms=HOUR, allow_incomplete_windows=True)
+    assert stage.times == deployment.sent[6:]

@@ -173,6 +173,23 @@ def test_aborted_rows_at_the_end_of_another_workers_log_hold_nobody() -> None:
     assert quick.times[-1] == 10_000
 
 
+def test_a_backlog_that_appears_everywhere_at_once_keeps_its_order_though_it_is_fetched_one_by_one() -> None:
+    workers = Workers(3)
+    loop, stage, _ = workers.join()
+    for partition in range(3):
+        workers.append(partition, [0])
+    workers.turn(loop, times=8)
+    assert all(loop.intake.drained(Partition(SOURCE, partition)) for partition in range(3))
+    for partition in range(3):
+        workers.append(partition, range(partition, 20_000, 100))
+    workers.turn(loop, times=200)
+    assert len(stage.times) == 3 * 201
+    newest = 0
+    for time_ms in stage.times:
+        assert time_ms >= newest - LATENESS_MS // 2
+        newest = max(newest, time_ms)
+
+
 def test_another_worker_that_has_nothing_to_read_holds_nobody() -> None:
     workers = Workers(2)
     (first, quick, _), (second, slow, _) = workers.join(), workers.join()
