@@ -137,16 +137,15 @@ def test_a_group_that_is_past_the_end_of_its_topic_is_told_that_it_was_made_anew
     assert deployment.written() == []
 
 
-@pytest.mark.parametrize("reach_ms", [None, HOUR])
 def test_rows_that_were_deleted_before_they_were_read_are_named_and_the_rest_goes_on(
-    deployment: Deployment, reach_ms: int | None, caplog: pytest.LogCaptureFixture
+    deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
     deployment.append(3)
     deployment.work()
     deployment.append(7)
     deployment.delete_before(8)
-    with caplog.at_level(logging.ERROR, "penstock.loop"):
-        stage = deployment.work(reach_ms)
+    with caplog.at_level(logging.ERROR, "penstock.recovery"):
+        stage = deployment.work()
     assert [record.getMessage() for record in caplog.records] == [
         f"{deployment.source}: rows 3 to 7 were deleted by retention before they were read; going on at 8"
     ]
