@@ -243,25 +243,33 @@ def test_a_replay_remembers_the_ids_and_emits_nothing(
     assert output([steady], "shops.by.shop") == output([replayed], "shops.by.shop")
 
 
-def test_rejects_and_drops_of_the_others_keep_their_places() -> None:
+def one_stage() -> Plan:
+    """A pipeline whose first features stage is its last."""
     given = deduplicating(HOUR)
     last = given.stages[1].model_copy(update={"inputs": given.stages[0].inputs, "views": ("customer_spend",)})
     columns = tuple(c for c in given.service.columns if not c.name.startswith("shop") and "_1h" not in c.name)
     service = given.service.model_copy(update={"columns": columns})
-    spend = given.views[0].model_copy(
-        update={"aggregations": (*given.views[0].aggregations, given.views[1].aggregations[0])}
-    )
-    alone = given.model_copy(update={"stages": (last,), "service": service, "views": (spend,), "label": None})
-    rows: list[Visit] = [("a", "x", 0, 1.0, True), ("a", "x", 1, -1.0, True), (None, "x", 2, 1.0, False)]
+    changed = {"stages": (last,), "service": service, "views": given.views[:1], "label": None}
+    return given.model_copy(update=changed)
+
+
+def test_rejects_and_drops_of_the_others_keep_their_places() -> None:
+    rows: list[Visit] = [("a", "x", 0, 1.0, True), ("a", "x", 1, -1.0, True), ("b", "x", 2, 1.0, False)]
     table, _ = with_copies(rows, [(0, 0), (1, 0), (2, 0)])
-    stage = build(alone, last.name)
-    batch = Log(TOPIC, "customer").batch(table, [0] * 6)
-    result = stage.process(batch)
+    result = build(one_stage(), "features.shop").process(Log(TOPIC, "customer").batch(table, [0] * 6))
     assert {row: reason.kind for row, reason in result.rejects.items()} == {2: "feature function failed"}
     kinds = {row: reason.kind for row, reason in result.dropped.items()}
     assert kinds == {1: "duplicate", 3: "duplicate", 4: "not paid", 5: "duplicate"}
     (served,) = [out for out in result.outputs if out.topic == "shops.features"]
     assert served.source.tolist() == [0]
+
+
+def test_an_event_that_came_under_its_id_goes_on_without_a_key() -> None:
+    table, _ = with_copies([(None, "x", 0, 1.0, True), ("a", "x", 1, 1.0, True)], [(0, 0)])
+    result = build(one_stage(), "features.shop").process(Log(TOPIC, EVENT_ID).batch(table, [0] * 3))
+    assert sorted(result.dropped) == [1]
+    (served,) = [out for out in result.outputs if out.topic == "shops.features"]
+    assert served.keys.to_pylist() == [None, b"a"]
 
 
 def test_a_refused_batch_leaves_the_ids_as_they_were() -> None:
