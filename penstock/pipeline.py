@@ -74,8 +74,8 @@ class Pipeline(Declared):
 
     ``timestamp`` and ``event_id`` name fields of the event (no ``event_id``: raw topic-partition-offset is it).
     ``deduplicate`` drops an event whose ``event_id`` came before on its entity's partition, until event time there is
-    that much past the newest event with that id (None: every record counts). It costs memory for each event of that
-    time, 150 to 300 bytes and the id.
+    that much past the newest event with that id (None: every record counts). It costs some 200 bytes of memory and
+    three times the id for each event of that time.
     ``feature_service`` is ``features:OBJECT``, the Feast FeatureService whose columns the model reads. The entity of
     the first view keys ``NAME.events``; further entities are chained in the order in which the service names their
     views. ``lateness`` is how far an event may lag behind its partition's newest and still be counted; ``future`` how

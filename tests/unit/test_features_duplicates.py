@@ -143,6 +143,30 @@ def test_a_copy_with_a_later_time_of_its_own_keeps_the_id_and_the_first_is_still
     assert feed(Seen(10), [("a", 0), ("a", 8), ("a", 16), ("a", 27)], 0, 4) == [None, (0, 0), (0, 0), None]
 
 
+def test_two_ids_of_one_hash_are_two_events() -> None:
+    """MurmurHash64A is undone word by word, so the second word of another id can make up for its first."""
+    m, mask = 0xC6A4A7935BD1E995, 2**64 - 1
+
+    def mixed(word: int) -> int:
+        word = word * m & mask
+        return (word ^ word >> 47) * m & mask
+
+    def unmixed(word: int) -> int:
+        inverse = pow(m, -1, 2**64)
+        word = word * inverse & mask
+        return (word ^ word >> 47) * inverse & mask
+
+    seed = 0x9E3779B97F4A7C15 ^ (16 * m & mask)
+    one, other = b"an id of", b"another "
+    after = [(seed ^ mixed(int.from_bytes(part, "little"))) * m & mask for part in (one, other)]
+    second = unmixed(mixed(int.from_bytes(b" 16 byte", "little")) ^ after[0] ^ after[1])
+    names = [one + b" 16 byte", other + second.to_bytes(8, "little")]
+    seen, nought = Seen(HORIZON), np.zeros(2, np.int64)
+    assert seen.firsts(pa.array(names, pa.binary()).view(pa.string()), nought, nought, nought, nought) is None
+    hashes = seen._entries["hash"][:2].tolist()
+    assert hashes[0] == hashes[1], "they are of no use to this test"
+
+
 def deduplicating(horizon_ms: int, given: Plan | None = None) -> Plan:
     given = given or plan()
     return given.model_copy(update={"event": given.event.model_copy(update={"deduplicate_ms": horizon_ms})})
