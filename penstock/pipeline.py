@@ -73,6 +73,9 @@ class Pipeline(Declared):
     """One streaming ML system.
 
     ``timestamp`` and ``event_id`` name fields of the event (no ``event_id``: raw topic-partition-offset is it).
+    ``deduplicate`` drops an event whose ``event_id`` came before on its entity's partition, until event time there is
+    that much past the newest event with that id (None: every record counts). It costs some 200 bytes of memory and
+    three times the id for each event of that time.
     ``feature_service`` is ``features:OBJECT``, the Feast FeatureService whose columns the model reads. The entity of
     the first view keys ``NAME.events``; further entities are chained in the order in which the service names their
     views. ``lateness`` is how far an event may lag behind its partition's newest and still be counted; ``future`` how
@@ -83,6 +86,7 @@ class Pipeline(Declared):
     name: Name
     event_schema: str = "event.avsc"
     event_id: str | None = None
+    deduplicate: timedelta | None = Field(default=None, ge=timedelta(milliseconds=1))
     timestamp: str
     feature_service: str
     label: Label | None = None

@@ -103,7 +103,8 @@ class ServicePlan(Planned):
 
 
 class EventPlan(Planned):
-    """What ingest has to know of an event. ``schema`` is the declared one, without the envelope."""
+    """What ingest has to know of an event. ``schema`` is the declared one, without the envelope. ``deduplicate_ms``:
+    the horizon in which the first features stage looks for copies; None where it does not."""
 
     avro: AvroSchema
     id: int
@@ -113,6 +114,7 @@ class EventPlan(Planned):
     key: str
     max_bytes: int
     future_ms: int
+    deduplicate_ms: int | None = None
 
 
 class LabelPlan(Planned):

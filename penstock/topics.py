@@ -66,12 +66,13 @@ def topic_specs(plan: Plan) -> list[TopicSpec]:
 
 
 def history_ms(plan: Plan) -> int:
-    """How far back in event time a worker may have to read: longest window, its tile, lateness and ingest's future
-    allowance, or what the label join needs: labels and predictions wait a horizon for each other, on clocks that may be
-    a horizon apart, and are read again from a horizon before that."""
+    """How far back in event time a worker may have to read: longest window, its tile, lateness, the horizon of copies
+    and ingest's future allowance, or what the label join needs: labels and predictions wait a horizon for each other,
+    on clocks that may be a horizon apart, and are read again from a horizon before that."""
     windows = [a.window_ms + a.tile_ms for view in plan.views for a in view.aggregations]
+    copies = plan.event.deduplicate_ms or 0
     waiting = 3 * plan.label.horizon_ms if plan.label is not None else 0
-    return max([*windows, waiting]) + plan.lateness_ms + plan.event.future_ms
+    return max([*windows, waiting]) + copies + plan.lateness_ms + plan.event.future_ms
 
 
 def create_topics(admin: AdminClient, specs: Iterable[TopicSpec], replication: int = -1) -> list[str]:

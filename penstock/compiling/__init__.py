@@ -101,6 +101,7 @@ def _event(folder: PipelineFolder, definitions: Definitions, value: SchemaPlan) 
         key=definitions.views[0].key,
         max_bytes=pipeline.max_event_bytes,
         future_ms=_ms(pipeline.future),
+        deduplicate_ms=None if pipeline.deduplicate is None else _ms(pipeline.deduplicate),
     )
 
 

@@ -85,6 +85,11 @@ def _check_event(pipeline: Pipeline, event: AvroSchema, file: Path) -> None:
             )
     types = field_types(event)
     _check_time(types, "timestamp", pipeline.timestamp, file)
+    if pipeline.deduplicate is not None and pipeline.event_id is None:
+        raise PlanError(
+            f"pipeline {pipeline.name!r} has deduplicate and no event_id: where each raw record is an event of its own "
+            "none is a copy. Name the field that tells events apart as event_id"
+        )
     if pipeline.event_id is not None:
         _check_key(types, "event_id", pipeline.event_id, file)
         if any(f["name"] == pipeline.event_id and is_nullable(f["type"]) for f in event["fields"]):

@@ -30,7 +30,13 @@ FIELDS = {
     "features": [*ENVELOPE, {"name": "sum", "type": ["null", "double"]}],
     "predictions": [{"name": "score", "type": "double"}, *ORIGIN],
     "outcomes": [{"name": "kind", "type": "string"}, *ORIGIN],
-    "dropped": [{"name": "topic", "type": "string"}, {"name": "reason", "type": "string"}, *ORIGIN],
+    "dropped": [
+        {"name": "topic", "type": "string"},
+        {"name": "reason", "type": "string"},
+        {"name": "message", "type": "string", "default": ""},
+        {"name": "event_id", "type": ["null", "string"], "default": None},
+        *ORIGIN,
+    ],
 }
 LOCK = [
     json.dumps(
@@ -223,6 +229,46 @@ def test_it_shares_no_line_with_what_it_judges(name: str) -> None:
     assert {module for module in names if str(module).startswith("tests.")} <= {
         f"tests.chaos.{own}" for own in ("kafka_log", "records", "verdict", "windows")
     }
+
+
+def with_a_copy(event_id: str = "(0, 0)", first: str = "t.raw/0@0", sent: str = "(0, 0)") -> MemoryLog:
+    """Raw 1@4 is ``sent`` again and dropped as a duplicate of ``first`` with ``event_id``."""
+    log = MemoryLog()
+    log.add("raw", b"producer", encode("raw", x=1.0), 1)
+    events = encode("events", _event_id=sent, _origin_partition=1, _origin_offset=4, x=1.0)
+    log.add("events", b"card0", events)
+    message = f"the event of this id came before, as {first}"
+    place = {"origin_partition": 1, "origin_offset": 4, "event_id": event_id, "message": message}
+    log.add("dropped", b"card0", encode("dropped", topic="t.events", reason="duplicate", **place))
+    return log
+
+
+def test_a_copy_is_dropped_if_the_first_got_through() -> None:
+    assert findings(with_a_copy()) == {}
+    assert findings(with_a_copy("(0, 1)", "t.raw/0@1", "(0, 1)")) == {}, "that one was dropped for another reason"
+
+
+COPIES = {
+    "of nothing": (with_a_copy(first="an event"), "unattributed"),
+    "of itself": (with_a_copy(first="t.raw/1@4"), "lost"),
+    "of a record that is not there": (with_a_copy(first="t.raw/0@9"), "lost"),
+    "of another event": (with_a_copy(first="t.raw/0@1"), "lost"),
+    "of an event that has its id and is not its own": (with_a_copy(sent="(1, 0)"), "lost"),
+    "of a record that ingest refused": (with_a_copy(first="t.raw/1@3"), "lost"),
+}
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_a_copy_that_is_none_is_found(copy: str) -> None:
+    log, kind = COPIES[copy]
+    assert findings(log) == {kind: 1}
+
+
+def test_a_copy_of_what_was_lost_is_lost_too() -> None:
+    log = with_a_copy()
+    log.drop("outcomes", 0)
+    log.drop("predictions", 0)
+    assert findings(log) == {"lost": 2}
 
 
 def test_only_the_order_within_a_key_counts() -> None:

@@ -12,6 +12,7 @@ window is computed again from the log too.
 import argparse
 import hashlib
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,10 @@ from tests.chaos.windows import View, Windows, declared
 
 LOOKING_ON = ("monitor",)
 """Stages that only watch: what they reject has its fate elsewhere."""
+
+DUPLICATE = "duplicate"
+FIRST = re.compile(r"/(\d+)@(\d+)$")
+"""How the note of a dropped copy ends: the raw record that came before."""
 
 
 @dataclass(slots=True)
@@ -50,6 +55,8 @@ class Verifier:
         self._verdict = Verdict(pipeline)
         self._letters: list[Letter] = []
         self._wanted: dict[str, dict[Place, list[Letter]]] = {}
+        self._copies: dict[Place, tuple[str | None, Place | None]] = {}
+        self._event_ids: dict[Place, str] = {}
         has = {topic.removeprefix(f"{pipeline}.") for topic in schemas.topics if topic.startswith(f"{pipeline}.")}
         # the lock is written in the order of the chain
         between = [
@@ -81,6 +88,7 @@ class Verifier:
         if self._labelled:
             label_fates.update(self._read_outcomes(before))
         self._judge("raw", raw, fates)
+        self._judge_copies(fates)
         self._judge("labels", labels, label_fates)
         for topic, wanted in self._wanted.items():
             for place, letters in wanted.items():
@@ -176,6 +184,10 @@ class Verifier:
                 continue
             if not row["reason"]:
                 self._verdict.find("unattributed", f"dropped{_at((record.partition, record.offset))} has no reason")
+            elif row["reason"] == DUPLICATE:
+                first = FIRST.search(row["message"])
+                place = None if first is None else (int(first[1]), int(first[2]))
+                self._copies[row["origin_partition"], row["origin_offset"]] = row["event_id"], place
             of_label = row["topic"] == f"{self._name}.labels"
             (labels if of_label else raw)[row["origin_partition"], row["origin_offset"]] += 1
 
@@ -189,9 +201,11 @@ class Verifier:
             if row is None:
                 continue
             origin = row[f"{prefix}origin_partition"], row[f"{prefix}origin_offset"]
+            if suffix == "events" and self._copies:
+                self._event_ids[origin] = row["_event_id"]
             for window in windows:
                 if window.view.reads == f"{self._name}.{suffix}":
-                    window.read((record.partition, record.offset), origin, row)
+                    window.read((record.partition, record.offset), origin, row, copy=origin in self._copies)
                 else:
                     window.sent(origin, row, self._wrong)
             yield record, origin
@@ -278,6 +292,17 @@ class Verifier:
                 self._verdict.find("duplicated", f"{suffix}{_at(place)} has {fates[place]} fates", fates[place] - 1)
         for place in sorted(fates.keys() - sent):
             self._verdict.find("stranger", f"a fate of {suffix}{_at(place)}, which is not there")
+
+    def _judge_copies(self, fates: Counter[Place]) -> None:
+        """A dropped copy names the event that it is one of, and that one met with something else."""
+        for place, (event_id, first) in self._copies.items():
+            what = f"raw{_at(place)} was dropped as a duplicate"
+            if first is None:
+                self._verdict.find("unattributed", f"{what} of nothing")
+            elif self._event_ids.get(first) != event_id or self._event_ids.get(place) != event_id:
+                self._verdict.find("lost", f"{what} of raw{_at(first)}, which is another event or none")
+            elif first in self._copies or not fates[first]:
+                self._verdict.find("lost", f"{what} of raw{_at(first)}, which did not get through either")
 
 
 def _at(place: Place) -> str:

@@ -82,12 +82,14 @@ class Windows:
         self._by_place: dict[Place, Features] = {}
         self.checked = self.late = 0
 
-    def read(self, place: Place, origin: Place, row: Mapping[str, Any]) -> None:
-        """The row at ``place`` of the view's input."""
+    def read(self, place: Place, origin: Place, row: Mapping[str, Any], *, copy: bool = False) -> None:
+        """The row at ``place`` of the view's input. A ``copy`` of one before is a row of the log, and in no window."""
         partition, offset = place
         time = milliseconds(row["_event_time"])
         watermark = self._watermark.get(partition)
         self._watermark[partition] = time if watermark is None else max(watermark, time)
+        if copy:
+            return
         self.late += watermark is not None and time < watermark - self.view.lateness_ms
         key = row[self.view.key]
         if key is None:

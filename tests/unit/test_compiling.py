@@ -334,6 +334,14 @@ def test_a_hash_changes_with_what_its_values_depend_on_and_with_nothing_else(fol
     assert retyped.view("by_place").hash != base.view("by_place").hash
 
 
+def test_copies_are_looked_for_within_the_declared_horizon_and_in_no_views_name(folder: Folder) -> None:
+    plain = compile_pipeline(folder(), lock="extend")
+    declared = PIPELINE.replace("partitions=3", "deduplicate=timedelta(hours=1), partitions=3")
+    plan = compile_pipeline(folder(pipeline=declared), lock="extend")
+    assert (plain.event.deduplicate_ms, plan.event.deduplicate_ms) == (None, HOUR)
+    assert [view.hash for view in plan.views] == [view.hash for view in plain.views]
+
+
 def test_require_refuses_what_the_lock_does_not_hold(folder: Folder, tmp_path: Path) -> None:
     source = folder()
     with pytest.raises(PlanError, match=r"'rides.raw-value' as it is now.*penstock schemas lock rides_\d+\.pipeline"):
@@ -482,6 +490,7 @@ def test_a_mistake_in_a_schema_is_refused(folder: Folder, changed: dict[str, obj
         ('"functions:done"', '"functions:gone"', "no 'gone'"),
         ('"features:service"', '"features:now"', "not a FeatureService"),
         ("baseline=", "window=timedelta(minutes=90), baseline=", "not made of panes"),
+        ('event_id="ride_id"', "deduplicate=timedelta(hours=1)", "deduplicate and no event_id.*Name the field"),
     ],
 )
 def test_a_mistake_in_the_pipeline_is_refused(folder: Folder, old: str, new: str, message: str) -> None:

@@ -140,6 +140,13 @@ def test_an_event_without_a_declared_id_is_named_by_where_it_was_read() -> None:
     assert output.rows.column("_event_id").to_pylist() == [f"{topic}-0-10", f"{topic}-1-11"]
 
 
+def test_an_event_without_an_entity_is_keyed_by_its_id_where_copies_are_to_meet() -> None:
+    plan, batch = ingest(), events([{}, {"who": None}])
+    copies = plan.model_copy(update={"event": plan.event.model_copy(update={"deduplicate_ms": 1})})
+    keys = [build(given, "ingest").process(batch).outputs[0].keys.to_pylist() for given in (plan, copies)]
+    assert keys == [["AB", None], ["AB", "e1"]]
+
+
 def test_a_trace_context_becomes_a_column() -> None:
     context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     batch = events([{}, {}], traceparent=pa.array([None, context]))

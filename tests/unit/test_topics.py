@@ -98,6 +98,12 @@ def test_retention_covers_what_the_label_join_may_read_again() -> None:
     assert history_ms(plan_of("p", horizon_ms=20 * DAY_MS)) == 3 * 20 * DAY_MS + 3 * HOUR_MS
 
 
+def test_retention_covers_the_horizon_of_copies_before_the_longest_window() -> None:
+    plan = plan_of("p", window_ms=30 * DAY_MS)
+    copies = plan.model_copy(update={"event": plan.event.model_copy(update={"deduplicate_ms": DAY_MS})})
+    assert history_ms(copies) == history_ms(plan) + DAY_MS
+
+
 def test_short_windows_still_keep_a_week() -> None:
     assert {spec.retention_ms for spec in topic_specs(plan_of("p"))} == {WEEK_MS}
 

@@ -1,12 +1,13 @@
 """The features stage: windows per key for every row, in event time, then the on-demand views and the service's columns.
 
 A row's windows are updated exactly once and nothing after that can raise: a pipeline's function that fails costs its
-rows, which become rejects, and never the batch. The view topics take a row whatever becomes of it afterwards.
+rows, which become rejects, and never the batch. The view topics take a row whatever becomes of it afterwards. A copy
+of an event that came before is dropped ahead of all of it.
 """
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,19 +15,31 @@ from numpy.typing import NDArray
 
 from penstock.codec.arrow import arrow_schema
 from penstock.envelope import COLUMNS as ENVELOPE
-from penstock.envelope import EVENT_ID, EVENT_TIME, LABEL_KEY
+from penstock.envelope import EVENT_ID, EVENT_TIME, LABEL_KEY, ORIGIN_OFFSET, ORIGIN_PARTITION
 from penstock.plan import Plan, PlanError, StagePlan, ViewPlan
 from penstock.records import Batch, Output, Partition, Reason, Result
+from penstock.records import column as binary
 from penstock.stage import Stage, StageKind
 from penstock.windows.layout import KERNEL_VERSION
 from penstock.windows.spec import ViewSpec
 from penstock.windows.state import Column, warm_up
 from penstock_features.columns import Columns, Places, from_numpy, is_valid, numbers, take, texts
+from penstock_features.duplicates import DUPLICATES_VERSION
 from penstock_features.functions import VectorFunction, condition, on_demand
 from penstock_features.views import PartitionWindows, aggregated, clamped, stage_specs
 
 OFFSET = "_offset"
+DUPLICATE = "duplicate"
 Arrays = dict[str, "pa.Array[Any]"]
+
+
+class Prepared(NamedTuple):
+    """What the windows take of a batch, with all that can fail on it behind it; ``keys`` by their column."""
+
+    keys: Arrays
+    columns: dict[str, Column]
+    watermark: NDArray[np.int64]
+    parts: "Parts"
 
 
 class FeaturesStage(Stage):
@@ -39,6 +52,7 @@ class FeaturesStage(Stage):
         self._specs: list[ViewSpec] = stage_specs(plan, stage.views, stage.inputs[0].value.avro)
         self._aggregated = aggregated(self._specs)
         self._features = [a.name for spec in self._specs for a in spec.aggregations]
+        self._key = self._views[0].key
         self._windows: dict[Partition, PartitionWindows] = {}
         self._service = [column.name for column in plan.service.columns]
         self._label = plan.label.key if plan.label else None
@@ -47,6 +61,9 @@ class FeaturesStage(Stage):
         self._on_demand: list[VectorFunction] = [on_demand(view) for view in plan.on_demand] if stage.last else []
         self._next_topic = next((topic for topic in stage.outputs if topic.startswith(f"{plan.pipeline}.by.")), None)
         self._last_topic = f"{plan.pipeline}.features"
+        self._raw = f"{plan.pipeline}.raw"
+        is_first = stage.inputs[0].topic == f"{plan.pipeline}.events"
+        self._horizon = plan.event.deduplicate_ms if is_first else None
         self._check(plan)
 
     def _check(self, plan: Plan) -> None:
@@ -71,18 +88,22 @@ class FeaturesStage(Stage):
             raise PlanError(f"service {plan.service.name!r} names {absent[0]!r}, which no view computes")
 
     def reach(self, topic: str) -> int:
-        """Longest window, lateness and one tile."""
-        return max((spec.history_ms for spec in self._specs), default=0)
+        """Longest window, lateness and one tile; and the horizon before that, in which the oldest row of a window may
+        have been a copy."""
+        return max((spec.history_ms for spec in self._specs), default=0) + (self._horizon or 0)
 
     def restore(self, partition: Partition, snapshot: bytes | None) -> None:
         self._windows[partition] = (
-            PartitionWindows(self._specs) if snapshot is None else PartitionWindows.restore(self._specs, snapshot)
+            PartitionWindows(self._specs, self._horizon)
+            if snapshot is None
+            else PartitionWindows.restore(self._specs, snapshot, self._horizon)
         )
 
     def state_version(self) -> str:
-        """The kernel, and this stage's views with all that come before them."""
+        """The kernel, this stage's views with all that come before them, and how copies are told."""
+        ids = () if self._horizon is None else (f"duplicates {DUPLICATES_VERSION} {self._horizon}",)
         return ".".join(
-            (f"kernel {KERNEL_VERSION}", *(view.hash for view in self._before), *(v.hash for v in self._views))
+            (f"kernel {KERNEL_VERSION}", *ids, *(view.hash for view in self._before), *(v.hash for v in self._views))
         )
 
     def release(self, partition: Partition) -> None:
@@ -92,43 +113,81 @@ class FeaturesStage(Stage):
         return self._windows[partition].snapshot()
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Bytes and keys of each view's windows, over all partitions."""
+        """Bytes and keys of each view's windows and of the event ids, over all partitions."""
         totals = {spec.name: (0, 0) for spec in self._specs}
         for windows in self._windows.values():
-            for name, size in windows.nbytes.items():
-                held, keys = totals[name]
-                totals[name] = (held + size, keys + windows.key_counts[name])
+            for name, (size, keys) in windows.sizes.items():
+                held, before = totals.get(name, (0, 0))
+                totals[name] = (held + size, before + keys)
         return totals
 
     def process(self, batch: Batch) -> Result:
         if not len(batch):
             return Result()
-        features, late = self._update(batch)
+        rows = self._prepared(batch)
+        copies = {} if self._horizon is None else self._copies(batch, rows)
+        if not copies:
+            return self._fates(batch, rows)
+        kept = np.setdiff1d(np.arange(len(batch), dtype=np.int32), list(copies))
+        result = Result()
+        if len(kept):
+            rest = batch.take(kept)
+            result = self._fates(rest, self._prepared(rest))
+        return Result() if batch.replay else _with_drops(result, kept, copies)
+
+    def _fates(self, batch: Batch, rows: Prepared) -> Result:
+        features, late = self._update(batch, rows)
         if batch.replay:
             return Result()
         outputs = [output for view in self._views if (output := self._view_rows(view, batch, features))]
         if not self._stage.last:
             return Result([*outputs, self._next_rows(batch, features)], late=late)
-        output, rejects, dropped = self._service_rows(batch, features)
+        output, rejects, dropped = self._service_rows(batch, rows.keys[self._key], features)
         return Result([*outputs, output], rejects, dropped, late)
 
-    def _update(self, batch: Batch) -> tuple[Arrays, int]:
+    def _prepared(self, batch: Batch) -> Prepared:
+        """Raises, with nothing changed, where the windows could not take the batch."""
+        keys = {spec.key: texts(batch.rows.column(spec.key)) for spec in self._specs}
+        columns = {name: numbers(batch.rows.column(name)) for name in self._aggregated}
+        rows = Prepared(keys, columns, clamped(batch.watermark), _by_partition(batch))
+        for number, places in rows.parts:
+            times, watermark = _at(batch.event_time, places), _at(rows.watermark, places)
+            self._of(batch.topic, number).check(times, watermark)
+        return rows
+
+    def _copies(self, batch: Batch, rows: Prepared) -> dict[int, Reason]:
+        """The rows whose event came before on its partition, by id."""
+        found: dict[int, Reason] = {}
+        ids = texts(batch.rows.column(EVENT_ID))
+        origin = batch.rows.column(ORIGIN_PARTITION).to_numpy().astype(np.int64)
+        offset = batch.rows.column(ORIGIN_OFFSET).to_numpy()
+        for number, places in rows.parts:
+            seen = self._of(batch.topic, number).seen
+            assert seen is not None, "the horizon says that ids are kept"
+            arrays = (_at(a, places) for a in (batch.event_time, rows.watermark, origin, offset))
+            firsts = seen.firsts(_rows_of(ids, places), *arrays)
+            if firsts is None:
+                continue
+            again = np.flatnonzero(firsts[:, 0] >= 0)
+            at = again + places.start if isinstance(places, slice) else places[again]
+            for row, (first_partition, first_offset) in zip(at.tolist(), firsts[again].tolist(), strict=True):
+                first = f"{self._raw}/{first_partition}@{first_offset}"
+                found[row] = Reason(DUPLICATE, f"the event of this id came before, as {first}")
+        return found
+
+    def _update(self, batch: Batch, rows: Prepared) -> tuple[Arrays, int]:
         """Every row through the windows of its partition: the features in the batch's order, and how many were late."""
-        rows = batch.rows
-        keys = {spec.key: texts(rows.column(spec.key)) for spec in self._specs}
-        columns = {name: numbers(rows.column(name)) for name in self._aggregated}
-        times, watermark = batch.event_time, clamped(batch.watermark)
-        parts = _by_partition(batch)
-        for number, places in parts:
-            self._of(batch.topic, number).check(_at(times, places), _at(watermark, places))
+        parts = rows.parts
         found: list[list[pa.Array[Any]]] = []
         late = 0
         for number, places in parts:
-            part_keys = {name: _rows_of(array, places) for name, array in keys.items()}
-            part_columns: dict[str, Column] = {n: (_at(v, places), _at(ok, places)) for n, (v, ok) in columns.items()}
-            arrays, is_late = self._of(batch.topic, number).update(
-                part_keys, _at(times, places), _at(watermark, places), _at(batch.offset, places), part_columns
-            )
+            part_keys = {name: _rows_of(array, places) for name, array in rows.keys.items()}
+            part_columns: dict[str, Column] = {
+                n: (_at(v, places), _at(ok, places)) for n, (v, ok) in rows.columns.items()
+            }
+            times, watermark, offset = (_at(a, places) for a in (batch.event_time, rows.watermark, batch.offset))
+            windows = self._of(batch.topic, number)
+            arrays, is_late = windows.update(part_keys, times, watermark, offset, part_columns)
             found.append(arrays)
             late += int(np.count_nonzero(is_late))
         return ({} if batch.replay else self._in_order(found, parts)), late
@@ -137,7 +196,7 @@ class FeaturesStage(Stage):
         partition = Partition(topic, number)
         windows = self._windows.get(partition)
         if windows is None:  # a bare stage, in a backfill or a test, is not assigned anything
-            windows = self._windows[partition] = PartitionWindows(self._specs)
+            windows = self._windows[partition] = PartitionWindows(self._specs, self._horizon)
         return windows
 
     def _in_order(self, found: list[list["pa.Array[Any]"]], parts: "Parts") -> Arrays:
@@ -183,7 +242,9 @@ class FeaturesStage(Stage):
         rows = pa.RecordBatch.from_pydict({**given, **features})
         return Output(self._next_topic, keys, rows, np.arange(len(batch), dtype=np.int32))
 
-    def _service_rows(self, batch: Batch, features: Arrays) -> tuple[Output, dict[int, Reason], dict[int, Reason]]:
+    def _service_rows(
+        self, batch: Batch, keys: "pa.Array[Any]", features: Arrays
+    ) -> tuple[Output, dict[int, Reason], dict[int, Reason]]:
         """The service's columns of the events that are to be predicted; the others' fates."""
         known = {**dict(zip(batch.rows.schema.names, batch.rows.columns, strict=True)), **features}
         rejects: dict[int, Reason] = {}
@@ -198,7 +259,7 @@ class FeaturesStage(Stage):
         chosen = None if chosen is None or len(chosen) == len(batch) else chosen
         arrays, good, failed = self._computed(known, chosen, len(batch))
         rejects |= failed
-        output = self._service_output(batch, {**known, **arrays}, good, set(arrays))
+        output = self._service_output(batch, keys, {**known, **arrays}, good, set(arrays))
         return output, rejects, dropped
 
     def _computed(
@@ -225,7 +286,9 @@ class FeaturesStage(Stage):
             arrays |= made
         return arrays, chosen, failed
 
-    def _service_output(self, batch: Batch, known: Arrays, chosen: Places | None, made: set[str]) -> Output:
+    def _service_output(
+        self, batch: Batch, keys: "pa.Array[Any]", known: Arrays, chosen: Places | None, made: set[str]
+    ) -> Output:
         def column(name: str) -> "pa.Array[Any]":
             return known[name] if chosen is None or name in made else take(known[name], chosen)
 
@@ -234,10 +297,21 @@ class FeaturesStage(Stage):
             columns[LABEL_KEY] = texts(column(self._label))
         columns |= {name: column(name) for name in self._service}
         source = np.arange(len(batch), dtype=np.int32)
-        keys = batch.keys
         if chosen is not None:
             source, keys = source[chosen], take(keys, chosen)
-        return Output(self._last_topic, keys, pa.RecordBatch.from_pydict(columns), source)
+        # the entity's key and not the record's: an event without an entity may have come under its id
+        return Output(self._last_topic, binary(keys), pa.RecordBatch.from_pydict(columns), source)
+
+
+def _with_drops(result: Result, kept: NDArray[np.int32], copies: dict[int, Reason]) -> Result:
+    """The result of the ``kept`` rows as one of the whole batch, of which the ``copies`` are dropped."""
+    place = kept.tolist()
+    return Result(
+        [Output(o.topic, o.keys, o.rows, kept[o.source], o.fate) for o in result.outputs],
+        {place[row]: reason for row, reason in result.rejects.items()},
+        {**copies, **{place[row]: reason for row, reason in result.dropped.items()}},
+        result.late,
+    )
 
 
 Where = slice | Places

@@ -1,4 +1,5 @@
-"""The windows of all views of a stage on one partition, and what the plan says about them in the kernel's terms.
+"""The windows of all views of a stage on one partition with the event ids it has seen, and what the plan says about
+them in the kernel's terms.
 
 Everything that can fail on a batch's types is done before the first window is touched, so that an update is done for
 all views or for none.
@@ -16,7 +17,10 @@ from penstock.plan import Plan, PlanError, ViewPlan
 from penstock.windows.spec import EVERY_ROW, NUMERIC, AggregationSpec, ColumnType, ViewSpec
 from penstock.windows.state import Column, WindowState
 from penstock.windows.watermark import NO_WATERMARK
+from penstock_features.duplicates import Seen
 
+EVENT_IDS = "event ids"
+"""The name of what is no view among the parts of the state; no view can have it, for it names no topic."""
 Ints = NDArray[np.int64]
 _COLUMN_TYPES: dict["pa.DataType", ColumnType] = {
     pa.bool_(): "bool",
@@ -88,21 +92,20 @@ def _summed(specs: list[ViewSpec], name: str) -> bool:
 
 
 class PartitionWindows:
-    """The state of one partition: a ``WindowState`` per view, in the order of the specs."""
+    """The state of one partition: a ``WindowState`` per view, in the order of the specs, and the ids of its events
+    where copies are looked for within ``horizon_ms``.
+    """
 
-    def __init__(self, specs: list[ViewSpec]) -> None:
+    def __init__(self, specs: list[ViewSpec], horizon_ms: int | None = None) -> None:
         self._specs = specs
         self._states = [WindowState(spec) for spec in specs]
+        self.seen = None if horizon_ms is None else Seen(horizon_ms)
 
     @property
-    def nbytes(self) -> dict[str, int]:
-        """Memory by view."""
-        return {spec.name: state.nbytes for spec, state in zip(self._specs, self._states, strict=True)}
-
-    @property
-    def key_counts(self) -> dict[str, int]:
-        """Keys by view."""
-        return {spec.name: state.key_count for spec, state in zip(self._specs, self._states, strict=True)}
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Bytes of memory and keys, by view; and those of the event ids."""
+        found = {s.name: (state.nbytes, state.key_count) for s, state in zip(self._specs, self._states, strict=True)}
+        return found if self.seen is None else {**found, EVENT_IDS: (self.seen.nbytes, len(self.seen))}
 
     def check(self, times: Ints, watermark: Ints) -> None:
         """Raises ``ValueError``, with nothing changed, where ``update`` would refuse these rows."""
@@ -130,26 +133,30 @@ class PartitionWindows:
         return found, late
 
     def snapshot(self) -> bytes:
-        """All views as one Arrow IPC stream of (view, state)."""
-        batch = pa.RecordBatch.from_pydict(
-            {"view": [spec.name for spec in self._specs], "state": [state.snapshot() for state in self._states]}
-        )
+        """All views, and the event ids, as one Arrow IPC stream of (view, state)."""
+        parts = {spec.name: state.snapshot() for spec, state in zip(self._specs, self._states, strict=True)}
+        if self.seen is not None:
+            parts[EVENT_IDS] = self.seen.snapshot()
+        batch = pa.RecordBatch.from_pydict({"view": list(parts), "state": list(parts.values())})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
         return cast(bytes, sink.getvalue().to_pybytes())
 
     @staticmethod
-    def restore(specs: list[ViewSpec], snapshot: bytes) -> "PartitionWindows":
+    def restore(specs: list[ViewSpec], snapshot: bytes, horizon_ms: int | None = None) -> "PartitionWindows":
         """The state that ``snapshot()`` wrote. Raises ``ValueError`` for a view that is missing or changed."""
         with pa.ipc.open_stream(pa.py_buffer(snapshot)) as reader:
             batch = reader.read_next_batch()
         states = dict(zip(batch.column("view").to_pylist(), batch.column("state").to_pylist(), strict=True))
-        missing = [spec.name for spec in specs if spec.name not in states]
+        wanted = [spec.name for spec in specs] + ([] if horizon_ms is None else [EVENT_IDS])
+        missing = [name for name in wanted if name not in states]
         if missing:
             raise ValueError(f"the snapshot has no view {missing[0]!r}. Rebuild the state by replay")
         windows = PartitionWindows(specs)
         windows._states = [WindowState.restore(spec, states[spec.name]) for spec in specs]
+        if horizon_ms is not None:
+            windows.seen = Seen.restore(horizon_ms, states[EVENT_IDS])
         return windows
 
 

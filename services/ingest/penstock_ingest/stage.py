@@ -68,9 +68,9 @@ class IngestStage(Stage):
         return found
 
     def _to_event(self, batch: Batch, source: np.ndarray) -> Output:
-        rows = batch.rows
+        rows, ids = batch.rows, self._event_id(batch)
         columns = [
-            self._event_id(batch),
+            ids,
             pa.array(batch.partition),
             pa.array(batch.offset),
             pa.array(batch.event_time).cast(MILLISECONDS),
@@ -79,6 +79,8 @@ class IngestStage(Stage):
             *rows.columns,
         ]
         keys = _text(rows.column(self._event.key))
+        if self._event.deduplicate_ms is not None:
+            keys = pc.coalesce(keys, ids)  # an event without an entity meets its copies under its id
         names = [*envelope.COLUMNS, *rows.schema.names]
         return Output(self._events, keys, pa.RecordBatch.from_arrays(columns, names=names), source)
 
