@@ -93,9 +93,8 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
     server = HealthServer(health, settings.metrics_host, settings.metrics_port)
     log.info("metrics and health on port %d", server.port, extra={"port": server.port})
     stage = kind.build(plan, name)
-    largest = plan.event.max_bytes + 2 * HEADROOM_BYTES
     try:
-        transport = KafkaTransport(settings, plan.group(name), name, max_message_bytes=largest)
+        transport = KafkaTransport(settings, plan.group(name), name, max_message_bytes=largest_message(plan))
         companion = kind.companion(plan, name, settings) if kind.companion is not None else None
         interval_ms = kind.commit_interval_ms or settings.commit_interval_ms
         loop = make_loop(plan, name, settings, stage, transport, health, interval_ms)
@@ -127,7 +126,7 @@ def make_loop(
     topics = [source.topic for source in stage_plan.inputs]
     lookup = schema_lookup(plan, settings)
     intake = Intake(
-        [reader(source, lookup) for source in stage_plan.inputs],
+        [reader(source, lookup, largest_message(plan)) for source in stage_plan.inputs],
         stage_plan.rekeys,
         settings.merge_buffer_rows,
         settings.max_batch_rows,
@@ -163,12 +162,19 @@ def snapshots_of(plan: Plan, name: str, settings: Settings, stage: Stage, transp
     return Snapshots(files, stage, name, transport.identity, settings.snapshot_interval_s)
 
 
-def reader(source: InputPlan, lookup: Lookup) -> TopicReader:
-    """How an input topic is decoded: framed Avro, or on raw topics Avro and JSON told apart by the frame."""
-    avro = AvroDecoder(source.value.avro, lookup)
+def largest_message(plan: Plan) -> int:
+    """The most bytes that a worker writes as one message, and that a reader of its topics looks into."""
+    return plan.event.max_bytes + 2 * HEADROOM_BYTES
+
+
+def reader(source: InputPlan, lookup: Lookup, largest: int) -> TopicReader:
+    """How an input topic is decoded: framed Avro, or on raw topics Avro and JSON told apart by the frame. No value is
+    looked into that is longer than its topic may hold: ``largest``, where the plan does not say less."""
+    limit = source.max_bytes or largest
+    avro = AvroDecoder(source.value.avro, lookup, limit)
     decode = avro.decode
     if source.format == "raw":
-        decode = InputDecoder(avro, JsonDecoder(source.value.avro), source.max_bytes).decode
+        decode = InputDecoder(avro, JsonDecoder(source.value.avro, limit)).decode
     return TopicReader(source.topic, decode, source.event_time, source.future_ms, raw=source.format == "raw")
 
 
