@@ -11,7 +11,8 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from types import FrameType
 
-from penstock import logs
+from penstock import logs, telemetry
+from penstock.breaker import Breaker
 from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.codec.input import InputDecoder
 from penstock.codec.json import JsonDecoder
@@ -19,6 +20,7 @@ from penstock.fates import FateError
 from penstock.health import Health, HealthServer
 from penstock.intake import Intake, TopicReader
 from penstock.loop import Loop, Pace
+from penstock.memory import Memory, OutgrownError, cgroup_limit, memory_limit
 from penstock.observer import Observer
 from penstock.outbox import Outbox, UnencodableError
 from penstock.plan import AvroSchema, InputPlan, Plan, PlanError, StagePlan
@@ -100,6 +102,9 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
         loop = make_loop(plan, name, settings, stage, transport, health, interval_ms)
         loop.companion = companion
         loop.recovery.snapshots = snapshots_of(plan, name, settings, stage, transport)
+        telemetry.MEMORY_LIMIT.labels(name).set(cgroup_limit() or 0)
+        limit = memory_limit(settings.memory_limit_mb)
+        loop.memory = Memory(limit) if limit is not None else None
         _stop_on_signals(loop)
         gc.collect()
         gc.freeze()
@@ -107,6 +112,9 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
         loop.run()
     except Fenced as error:
         log.error("fenced: %s", error)
+        return 1
+    except OutgrownError as error:
+        log.error("%s. Raise PENSTOCK_MEMORY_LIMIT_MB or the container's limit, or add a worker", error)
         return 1
     except (FateError, UnencodableError) as error:
         log.error("%s", error)
@@ -150,7 +158,8 @@ def make_loop(
         plan.event.future_ms,
         settings.allow_incomplete_windows,
     )
-    return Loop(stage, transport, intake, outbox, observer, pace, topics)
+    breaker = Breaker(settings.dead_letter_limit, settings.dead_letter_window_rows)
+    return Loop(stage, transport, intake, outbox, observer, pace, topics, breaker=breaker)
 
 
 def snapshots_of(plan: Plan, name: str, settings: Settings, stage: Stage, transport: Transport) -> Snapshots | None:
