@@ -4,6 +4,7 @@ The one decision to know: a partition's position moves only over rows that left 
 together with its neighbours, so that no dead letter is ever sent ahead of the offsets that cover it.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -37,6 +38,14 @@ class Piece:
 
     records: Records
     replay: bool
+
+    def cut(self, most: int) -> tuple["Piece", "Piece | None"]:
+        """At most ``most`` live rows, and the rest if there is one."""
+        n = len(self.records)
+        if self.replay or n <= most:
+            return self, None
+        first, rest = (self.records.take(np.arange(*part, dtype=np.int64)) for part in ((0, most), (most, n)))
+        return Piece(first, replay=False), Piece(rest, replay=False)
 
 
 class Intake:
@@ -115,6 +124,7 @@ class Intake:
         live_from = np.zeros(max(present) + 1, np.int64)
         for number in present:
             lane = self._lanes[Partition(records.topic, number)]
+            lane.at_end = False
             live_from[number] = lane.live_from if lane.replaying else 0
         old = records.offset < live_from[records.partition]
         if not old.any():
@@ -187,13 +197,13 @@ class Intake:
         records, index = first.records, first.index
         return Work(first.batch, bad, lambda row: (records, int(index[row])), {p: s.end for p, s in segments.items()})
 
-    def take(self, now: float) -> Iterator[Work]:
-        """What the merge lets go: at most one batch of each topic."""
-        if not self.merges:
+    def take(self, now: float, most: int = sys.maxsize) -> Iterator[Work]:
+        """What the merge lets go: at most one batch of each topic, of ``most`` rows."""
+        if not self.merges or not most:
             return
         for topic in self._readers:
             lanes = {p: lane for p, lane in self._lanes.items() if p.topic == topic}
-            work = merge(lanes, now, self._max_rows, self._patience_s, self.hold_after.get(topic))
+            work = merge(lanes, now, min(most, self._max_rows), self._patience_s, self.hold_after.get(topic))
             if work is not None:
                 yield work
 

@@ -15,16 +15,19 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from penstock.breaker import Breaker
 from penstock.fates import check_fates, process, tell_failures
 from penstock.holdback import Holdback
 from penstock.intake import Intake, Piece
 from penstock.lanes import Work
+from penstock.memory import MIB, Memory, OutgrownError
 from penstock.observer import Observer
-from penstock.outbox import Outbox, UnencodableError
+from penstock.outbox import REFUSED, Outbox, Tally, UnencodableError
 from penstock.records import Output, Partition, Reason, Result
 from penstock.recovery import Recovery
 from penstock.schemas.registry import TransientLookupError
 from penstock.stage import Companion, Stage
+from penstock.standstill import Standstill
 from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport
 
 log = logging.getLogger(__name__)
@@ -75,6 +78,7 @@ class Loop:
         pace: Pace,
         topics: list[str],
         companion: Companion | None = None,
+        breaker: Breaker | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.stage, self.transport, self.intake, self.outbox = stage, transport, intake, outbox
@@ -88,13 +92,16 @@ class Loop:
         )
         self._pending: deque[Piece] = deque()
         self._ends: dict[Partition, int] = {}
-        self._held: set[Partition] = set()
+        self.breaker = breaker or Breaker()
+        self.memory: Memory | None = None
+        self.standstill = Standstill(transport, intake, observer)
         self._told: dict[Partition, Position] = {}
         self._aborts = 0
         self._holdback = Holdback(transport, intake, observer.partition_counts, pace.lateness_ms)
         self._opened = self._committed = self._second = self._polled = self._looked = 0.0
         self._full = False
         self._stopping = False
+        self._outgrown: OutgrownError | None = None
 
     def stop(self) -> None:
         """Finish the batch in hand, commit, leave. Safe to call from a signal handler."""
@@ -116,6 +123,8 @@ class Loop:
             while self.outbox and self._aborts < 3:
                 self._commit()
             self.recovery.close(settled=not self.outbox)
+            if self._outgrown is not None:
+                raise self._outgrown
         finally:
             self.transport.close()
             if self.companion is not None:
@@ -139,8 +148,10 @@ class Loop:
             for partition, end in self._ends.items():
                 self.intake.ended(partition, end)
             self._ends.clear()
-        for work in self.intake.take(now):
+        for work in self.intake.take(now, self.breaker.most_rows(now)):
             self._work(work)
+            if not self.breaker.most_rows(now):
+                break
         if self.intake.held and now - self._looked >= LOOK_S:
             self._look_around(now)
         self._make_room()
@@ -150,6 +161,7 @@ class Loop:
         elif not self._observer.ready:  # somebody waits for it: a second is a third of a start
             self._tell(now)
         self._commit_when_due(drained=not polled.records and not self._pending)
+        self._stand_or_go(now)
 
     def _gather(self) -> None:
         early = self._polled + self._pace.gather_s - self._clock()
@@ -162,25 +174,28 @@ class Loop:
         return self._pace.max_wait_s if not self.intake.buffered else 0.005
 
     def _decode(self, now: float) -> None:
-        while self._pending:
+        rest = None
+        while self._pending and rest is None and (most := self.breaker.most_rows(now)):
+            piece, rest = self._pending[0].cut(most)
             try:
                 with self._observer.phase("decode"):
-                    work = self.intake.add(self._pending[0], now)
+                    work = self.intake.add(piece, now)
             except TransientLookupError as error:
-                self._observer.waiting("schemas", str(error))
-                if not self._held:
-                    log.warning("reading stops until schemas can be looked up: %s", error)
-                if new := set(self.intake.lanes) - self._held:
-                    self._held |= new
-                    self.transport.pause(new)
+                self.standstill.say("schemas", str(error))
                 return
             self._pending.popleft()
+            if rest is not None:
+                self._pending.appendleft(rest)
             if work is not None:
                 self._work(work)
-        if self._held:
-            self._observer.waiting("schemas", None)
-            self.transport.resume(self._held & set(self.intake.lanes) - self.intake.paused)
-            self._held = set()
+        self.standstill.say("schemas", None)
+
+    def _stand_or_go(self, now: float) -> None:
+        """Once a turn, when all that was worked has been counted."""
+        if not self.outbox:
+            self.breaker.settled(now)
+        self.standstill.say("dead letters", self.breaker.why, stopped=not self.breaker.most_rows(now))
+        self.standstill.keep()
 
     def _work(self, work: Work) -> None:
         with self._observer.phase("process"):
@@ -193,14 +208,15 @@ class Loop:
         check_fates(self.stage, work.batch, result)
         tell_failures(self.stage, work.batch, result)
         with self._observer.phase("send"):
-            self._send(work, result)
+            dead = self._send(work, result)
+        self.breaker.count(len(work.batch) + len(work.bad), dead, self._polled)
         self._observer.worked(work.batch)
 
-    def _send(self, work: Work, result: Result) -> None:
+    def _send(self, work: Work, result: Result) -> Mapping[str, int]:
         try:
-            self.outbox.add(work, result)
+            return self.outbox.add(work, result)
         except UnencodableError as error:
-            self.outbox.add(work, self._without_unencodable(result, error))
+            return self.outbox.add(work, self._without_unencodable(result, error))
 
     def _without_unencodable(self, result: Result, error: UnencodableError) -> Result:
         """Rows whose output does not fit its schema become rejects, and leave every output."""
@@ -220,7 +236,7 @@ class Loop:
         return Result(outputs, rejects, dropped, result.late)
 
     def _make_room(self) -> None:
-        if self._held:
+        if self.standstill.paused:
             return
         if crowded := self.intake.crowded():
             self.transport.pause(crowded)
@@ -232,8 +248,20 @@ class Loop:
             self.outbox.add_unsourced(self.stage.tick(int(now * 1000)))
         if not self.outbox:
             self.recovery.committed({})
+        if self.memory is not None:
+            self._look_at_memory(self.memory, now)
         self._look_around(now)
         self._tell(now)
+
+    def _look_at_memory(self, memory: Memory, now: float) -> None:
+        try:
+            self.standstill.say("memory", memory.look(now))
+        except OutgrownError as error:
+            state = [f"{name}: {held // MIB:,} MiB in {n:,} keys" for name, (held, n) in self.stage.sizes().items()]
+            undecoded = sum(len(piece.records) for piece in self._pending)
+            buffers = f"{self.intake.buffered:,} rows wait for the merge, {undecoded:,} to be decoded"
+            self._outgrown = OutgrownError("; ".join([str(error), *state, buffers]))
+            self.stop()
 
     def _look_around(self, now: float) -> None:
         self._looked = now
@@ -287,8 +315,7 @@ class Loop:
         self._committed = self._clock()
         positions = self.outbox.positions
         self._told.update(positions)
-        self._observer.committed(self.outbox.clear(), positions, self._committed)
-        self.recovery.committed(positions)
+        self._finished(self.outbox.clear(), positions)
         self._observer.collect_garbage(gc.collect)
 
     def _try_later(self, aborted: TransactionAborted) -> None:
@@ -330,9 +357,14 @@ class Loop:
             self.outbox.resend(())  # the refusals named rows by their places before the others left: they come again
             return False
         positions = self.outbox.positions
-        self._observer.committed(self.outbox.clear(), positions, self._clock())
-        self.recovery.committed(positions)
+        self._finished(self.outbox.clear(), positions)
         return True
+
+    def _finished(self, tally: Tally, positions: Mapping[Partition, Position]) -> None:
+        if refused := tally.dead.get(REFUSED):
+            self.breaker.refused(REFUSED, refused, sum(tally.rows_in.values()), self._clock())
+        self._observer.committed(tally, positions, self._clock())
+        self.recovery.committed(positions)
 
     def lost(self, partitions: Iterable[Partition]) -> None:
         gone = set(partitions)
@@ -346,7 +378,7 @@ class Loop:
         for partition in gone & set(self.intake.lanes):
             self.intake.close(partition)
             self.stage.release(partition)
-        self._held -= gone
+        self.standstill.forget(gone)
         for partition in gone:
             self._told.pop(partition, None)
         self._ends = {partition: end for partition, end in self._ends.items() if partition not in gone}

@@ -43,6 +43,11 @@ class Observer:
     def waiting(self, what: str, why: str | None) -> None:
         self._health.wait(what, why)
 
+    def stopped(self, what: str, why: str | None) -> None:
+        """Nothing is read because of ``why``; None: it is again."""
+        self._health.wait(what, why)
+        telemetry.STOPPED.labels(self._stage, what).set(why is not None)
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         began = time.perf_counter()

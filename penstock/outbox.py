@@ -3,6 +3,7 @@ committed, so that an abort never touches a stage's state: the same bytes are se
 that are no longer ours and less the rows that the broker refused, which become dead letters.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,6 +19,7 @@ from penstock.transport.protocol import Fenced, Position, Refusal, Transport
 
 PARTS = 16
 """An abort and its transaction cost as much as some dozen requests one after the other."""
+REFUSED = "refused by the broker"
 UNENCODABLE = (ValueError, pa.ArrowInvalid, KeyError, TypeError)
 Encode = Callable[[pa.RecordBatch], "pa.BinaryArray"]
 
@@ -94,8 +96,9 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._sends or self.positions)
 
-    def add(self, work: Work, result: Result) -> None:
-        """The fate of a batch. Raises ``UnencodableError`` before anything was sent."""
+    def add(self, work: Work, result: Result) -> Mapping[str, int]:
+        """The fate of a batch. Returns its dead letters by reason. Raises ``UnencodableError`` before anything was
+        sent."""
         batch = work.batch
         sends = []
         for output in result.outputs:
@@ -122,12 +125,12 @@ class Outbox:
         tally = self.tally
         tally.late += result.late
         tally.count(tally.rows_in, batch.topic, len(batch) + len(work.bad))
-        for _, _, bad in work.bad:
-            tally.count(tally.dead, bad.reason, 1)
-        for reason in result.rejects.values():
-            tally.count(tally.dead, reason.kind, 1)
-        for reason in result.dropped.values():
-            tally.count(tally.dropped, reason.kind, 1)
+        dead = Counter([*(bad.reason for _, _, bad in work.bad), *(reason.kind for reason in result.rejects.values())])
+        for reason, n in dead.items():
+            tally.count(tally.dead, reason, n)
+        for drop in result.dropped.values():
+            tally.count(tally.dropped, drop.kind, 1)
+        return dead
 
     def unencodable(self, output: Output) -> list[int]:
         """Rows of ``output`` that its schema does not take, found by halving."""
@@ -288,13 +291,12 @@ class Outbox:
                 )
             guilty.setdefault(id(send.work), (send.work, {}))[1].update(sources)
         letters = []
-        reason = "refused by the broker"
         for work, messages in guilty.values():
             for send in self._sends:
                 if send.work is work and send.topic != self._dead_topic:
                     send.keep(~np.isin(send.source, list(messages)))
-            dead = [self._reject(work, row, Reason(reason, message)) for row, message in messages.items()]
-            self.tally.count(self.tally.dead, reason, len(dead))
+            dead = [self._reject(work, row, Reason(REFUSED, message)) for row, message in messages.items()]
+            self.tally.count(self.tally.dead, REFUSED, len(dead))
             letters.append(self._to_dead(dead, np.array(list(messages), np.int32), work))
         return letters
 

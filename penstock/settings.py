@@ -72,6 +72,19 @@ class Settings(BaseSettings):
     transaction_timeout_ms: int = Field(
         10_000, ge=1_000, description="after this the broker aborts a silent worker's transaction"
     )
+    dead_letter_limit: float = Field(
+        0.9,
+        ge=0.0,
+        le=1.0,
+        description="a worker stops reading when more than this share of its newest rows became dead letters; 0: never",
+    )
+    dead_letter_window_rows: int = Field(1_000, ge=1, description="how many rows that share is taken of, at least")
+    memory_limit_mb: int = Field(
+        0,
+        ge=0,
+        description="MiB resident above which a worker reads nothing more, and after a while starts anew; 0: nine"
+        " tenths of the container's limit, where there is one",
+    )
     allow_incomplete_windows: bool = Field(
         False, description="start although the log no longer reaches back to the windows' start"
     )

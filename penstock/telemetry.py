@@ -48,11 +48,15 @@ STALE_ROWS = Counter(
     "penstock_stale_rows", "Rows thrown away because their partition was revoked since they were fetched", ["stage"]
 )
 READY = Gauge("penstock_ready", "1 when the worker is ready", ["stage"])
+STOPPED = Gauge(
+    "penstock_reading_stopped", "1 while a worker reads nothing more: schemas, dead letters, memory", ["stage", "what"]
+)
 REPLAYED = Counter("penstock_replayed_records", "Rows read again to rebuild state", ["stage"])
 REPLAY_LEFT = Gauge(
     "penstock_replay_records_left", "Rows still to be read before a partition is live", ["stage", "topic", "partition"]
 )
 STATE_BYTES = Gauge("penstock_state_bytes", "Memory of the state: a view's windows, the label join", ["stage", "view"])
+MEMORY_LIMIT = Gauge("penstock_memory_limit_bytes", "What the worker's container may use; 0: no limit", ["stage"])
 STATE_KEYS = Gauge("penstock_state_keys", "Keys in a view's windows, entries of the label join", ["stage", "view"])
 
 SNAPSHOTS = Counter("penstock_snapshots", "Snapshots by outcome: written, failed", ["stage", "outcome"])

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from types import FrameType
 
-from penstock import logs
+from penstock import logs, telemetry
+from penstock.breaker import Breaker
 from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.codec.input import InputDecoder
 from penstock.codec.json import JsonDecoder
@@ -19,6 +20,7 @@ from penstock.fates import FateError
 from penstock.health import Health, HealthServer
 from penstock.intake import Intake, TopicReader
 from penstock.loop import Loop, Pace
+from penstock.memory import Memory, OutgrownError, cgroup_limit, memory_limit
 from penstock.observer import Observer
 from penstock.outbox import Outbox, UnencodableError
 from penstock.plan import AvroSchema, InputPlan, Plan, PlanError, StagePlan
@@ -93,14 +95,16 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
     server = HealthServer(health, settings.metrics_host, settings.metrics_port)
     log.info("metrics and health on port %d", server.port, extra={"port": server.port})
     stage = kind.build(plan, name)
-    largest = plan.event.max_bytes + 2 * HEADROOM_BYTES
     try:
-        transport = KafkaTransport(settings, plan.group(name), name, max_message_bytes=largest)
+        transport = KafkaTransport(settings, plan.group(name), name, max_message_bytes=largest_message(plan))
         companion = kind.companion(plan, name, settings) if kind.companion is not None else None
         interval_ms = kind.commit_interval_ms or settings.commit_interval_ms
         loop = make_loop(plan, name, settings, stage, transport, health, interval_ms)
         loop.companion = companion
         loop.recovery.snapshots = snapshots_of(plan, name, settings, stage, transport)
+        telemetry.MEMORY_LIMIT.labels(name).set(cgroup_limit() or 0)
+        limit = memory_limit(settings.memory_limit_mb)
+        loop.memory = Memory(limit) if limit is not None else None
         _stop_on_signals(loop)
         gc.collect()
         gc.freeze()
@@ -108,6 +112,9 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
         loop.run()
     except Fenced as error:
         log.error("fenced: %s", error)
+        return 1
+    except OutgrownError as error:
+        log.error("%s. Raise PENSTOCK_MEMORY_LIMIT_MB or the container's limit, or add a worker", error)
         return 1
     except (FateError, UnencodableError) as error:
         log.error("%s", error)
@@ -127,7 +134,7 @@ def make_loop(
     topics = [source.topic for source in stage_plan.inputs]
     lookup = schema_lookup(plan, settings)
     intake = Intake(
-        [reader(source, lookup) for source in stage_plan.inputs],
+        [reader(source, lookup, largest_message(plan)) for source in stage_plan.inputs],
         stage_plan.rekeys,
         settings.merge_buffer_rows,
         settings.max_batch_rows,
@@ -151,7 +158,8 @@ def make_loop(
         plan.event.future_ms,
         settings.allow_incomplete_windows,
     )
-    return Loop(stage, transport, intake, outbox, observer, pace, topics)
+    breaker = Breaker(settings.dead_letter_limit, settings.dead_letter_window_rows)
+    return Loop(stage, transport, intake, outbox, observer, pace, topics, breaker=breaker)
 
 
 def snapshots_of(plan: Plan, name: str, settings: Settings, stage: Stage, transport: Transport) -> Snapshots | None:
@@ -163,12 +171,19 @@ def snapshots_of(plan: Plan, name: str, settings: Settings, stage: Stage, transp
     return Snapshots(files, stage, name, transport.identity, settings.snapshot_interval_s)
 
 
-def reader(source: InputPlan, lookup: Lookup) -> TopicReader:
-    """How an input topic is decoded: framed Avro, or on raw topics Avro and JSON told apart by the frame."""
-    avro = AvroDecoder(source.value.avro, lookup)
+def largest_message(plan: Plan) -> int:
+    """The most bytes that a worker writes as one message, and that a reader of its topics looks into."""
+    return plan.event.max_bytes + 2 * HEADROOM_BYTES
+
+
+def reader(source: InputPlan, lookup: Lookup, largest: int) -> TopicReader:
+    """How an input topic is decoded: framed Avro, or on raw topics Avro and JSON told apart by the frame. No value is
+    looked into that is longer than its topic may hold: ``largest``, where the plan does not say less."""
+    limit = source.max_bytes or largest
+    avro = AvroDecoder(source.value.avro, lookup, limit)
     decode = avro.decode
     if source.format == "raw":
-        decode = InputDecoder(avro, JsonDecoder(source.value.avro), source.max_bytes).decode
+        decode = InputDecoder(avro, JsonDecoder(source.value.avro, limit)).decode
     return TopicReader(source.topic, decode, source.event_time, source.future_ms, raw=source.format == "raw")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
+from penstock.breaker import Breaker
 from penstock.codec.decoded import Decoded
 from penstock.health import Health
 from penstock.intake import Intake, TopicReader
@@ -55,6 +56,7 @@ def small_loop(
     max_rows: int = 1000,
     lateness_ms: int = 0,
     allow_incomplete_windows: bool = False,
+    breaker: Breaker | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Loop:
     """``topics``: the names of the four in this world."""
@@ -70,5 +72,6 @@ def small_loop(
         Observer("small", Health(), {source: transport.partitions(source)}),
         Pace(0.02, max_rows, 0.05, lateness_ms, 0, allow_incomplete_windows),
         [source],
+        breaker=breaker,
         clock=clock,
     )

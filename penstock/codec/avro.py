@@ -15,7 +15,7 @@ import pyarrow as pa
 from penstock.codec import frame, wire
 from penstock.codec.arrow import arrow_schema
 from penstock.codec.convert import Unresolvable
-from penstock.codec.decoded import BadRow, Decoded, in_order
+from penstock.codec.decoded import MAX_VALUE_BYTES, BadRow, Decoded, in_order, too_large
 from penstock.codec.defaults import default_column
 from penstock.codec.flat import FlatWriter
 from penstock.codec.resolve import Resolution
@@ -33,8 +33,6 @@ __all__ = [
     "UnknownSchemaId",
     "UnsupportedSchema",
 ]
-
-MAX_VALUE_BYTES = 16 << 20
 
 
 class AvroEncoder:
@@ -98,13 +96,19 @@ class AvroDecoder:
 
     ``lookup(schema_id)`` gives the writer's schema. It raises ``TransientLookupError`` where the id cannot be looked
     up now, which passes through ``decode``, and ``UnknownSchemaId`` where there is no such id, which makes the rows
-    bad.
+    bad. ``max_bytes``: longer values are not looked into.
     """
 
-    def __init__(self, reader: Mapping[str, Any], lookup: Callable[[int], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        reader: Mapping[str, Any],
+        lookup: Callable[[int], Mapping[str, Any]],
+        max_bytes: int = MAX_VALUE_BYTES,
+    ) -> None:
         self._reader = parse(reader)
         self.columns = arrow_schema(self._reader)
         self._lookup = lookup
+        self._max_bytes = max_bytes
         self._writers: dict[int, Writer | BadRow] = {}
 
     def decode(self, values: Values) -> Decoded:
@@ -119,7 +123,7 @@ class AvroDecoder:
         payloads = frame.lay_out(values)
         lengths, ids = payloads.lengths, frame.schema_ids(payloads)
         schema_id = int(ids[0])
-        if schema_id < 0 or lengths.max() > MAX_VALUE_BYTES or not (ids == schema_id).all():
+        if schema_id < 0 or lengths.max() > self._max_bytes or not (ids == schema_id).all():
             return None
         writer = self._writer(schema_id)
         if isinstance(writer, BadRow):
@@ -140,9 +144,9 @@ class AvroDecoder:
         payloads = frame.lay_out(values)
         lengths, ids = payloads.lengths, frame.schema_ids(payloads)
         bad = _frame_faults(values, payloads, ids)
-        large = lengths > MAX_VALUE_BYTES
+        large = lengths > self._max_bytes
         for i in np.flatnonzero(large & (ids >= 0)).tolist():
-            bad[i] = BadRow("too large", f"{lengths[i]} bytes, and at most {MAX_VALUE_BYTES} are decoded.", int(ids[i]))
+            bad[i] = too_large(int(lengths[i]), self._max_bytes, int(ids[i]))
         ids = np.where(large, -1, ids)
         parts = []
         for schema_id, rows in _by_id(ids):

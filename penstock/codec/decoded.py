@@ -18,6 +18,17 @@ class BadRow:
     schema_id: int | None = None
 
 
+MAX_VALUE_BYTES = 16 << 20
+"""What is decoded at most where nobody says less."""
+
+
+def too_large(length: int, limit: int, schema_id: int | None = None) -> BadRow:
+    """Why a value of ``length`` bytes is not looked into."""
+    return BadRow(
+        "too large", f"{length} bytes, and the limit is {limit}. Send less, or raise max_event_bytes.", schema_id
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """``rows``: the good rows in original order; ``index``: int32[rows], their positions in the input; ``bad``:

@@ -13,40 +13,30 @@ _JSON = np.isin(np.arange(256), list(b"{ \t\r\n"))
 
 
 class InputDecoder:
-    """Decodes each value by its kind and restores the order; both decoders must have the same reader's schema.
+    """Decodes each value by its kind and restores the order; both decoders must have the same reader's schema."""
 
-    ``max_bytes``: longer values are not looked into; None leaves it to the decoders.
-    """
-
-    def __init__(self, avro: AvroDecoder, json: JsonDecoder, max_bytes: int | None = None) -> None:
+    def __init__(self, avro: AvroDecoder, json: JsonDecoder) -> None:
         if avro.columns != json.columns:
             raise ValueError("the Avro and the JSON decoder must be made of one reader schema.")
         self.columns: pa.Schema = avro.columns
         self._avro = avro
         self._json = json
-        self._max_bytes = max_bytes
 
     def decode(self, values: Values) -> Decoded:
         """The good rows in order, and the bad ones with their reasons. ``TransientLookupError`` passes through."""
         values = column(values)
         payloads = frame.lay_out(values)
         lengths, first = payloads.lengths, payloads.first()
-        large = lengths > self._max_bytes if self._max_bytes is not None else np.zeros(len(values), np.bool_)
         # nothing at all says nothing about its kind: the Avro decoder calls it empty
-        is_json = _JSON[first] & (lengths > 0) & ~large
-        is_avro = ((first == frame.MAGIC) | (lengths == 0)) & ~large
+        is_json = _JSON[first] & (lengths > 0)
+        is_avro = (first == frame.MAGIC) | (lengths == 0)
         for mine, decode in ((is_avro, self._avro.decode), (is_json, self._json.decode)):
             if mine.all():  # nearly every batch is of one kind
                 return decode(values)
         bad = {
-            i: BadRow(
-                "too large",
-                f"{lengths[i]} bytes, and the limit is {self._max_bytes}. Send less, or raise max_event_bytes.",
-            )
-            for i in np.flatnonzero(large).tolist()
+            i: BadRow("bad magic", f"the first byte is {first[i]}; Avro begins with 0 and JSON with {{.")
+            for i in np.flatnonzero(~(is_avro | is_json)).tolist()
         }
-        for i in np.flatnonzero(~(is_avro | is_json | large)).tolist():
-            bad[i] = BadRow("bad magic", f"the first byte is {first[i]}; Avro begins with 0 and JSON with {{.")
         parts = []
         for mine, decode in ((is_avro, self._avro.decode), (is_json, self._json.decode)):
             rows = np.flatnonzero(mine)

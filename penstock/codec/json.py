@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock.codec.arrow import arrow_schema, arrow_type
-from penstock.codec.decoded import BadRow, Decoded, in_order
+from penstock.codec.decoded import MAX_VALUE_BYTES, BadRow, Decoded, in_order, too_large
 from penstock.codec.defaults import default_value
 from penstock.codec.shapes import (
     MISSING,
@@ -39,7 +39,6 @@ from penstock.codec.shapes import (
 )
 from penstock.records import Values, column
 
-MAX_VALUE_BYTES = 16 << 20
 _BLOCK = 1024
 _RANGE = {"int": 31, "long": 63}
 _Row = dict[str, Any]
@@ -67,9 +66,11 @@ class _Field:
 
 
 class JsonDecoder:
-    """JSON values to columns of the reader's schema. Raises ``UnsupportedSchema`` for unions of several types."""
+    """JSON values to columns of the reader's schema; those over ``max_bytes`` are not looked into. Raises
+    ``UnsupportedSchema`` for unions of several types."""
 
-    def __init__(self, reader: Mapping[str, Any]) -> None:
+    def __init__(self, reader: Mapping[str, Any], max_bytes: int = MAX_VALUE_BYTES) -> None:
+        self._max_bytes = max_bytes
         record = parse(reader)
         self.columns = arrow_schema(record)
         self._fields = [_Field(f.name, f.shape, _missing(f.shape, f.default, f.name)) for f in record.fields]
@@ -81,7 +82,7 @@ class JsonDecoder:
         bad: dict[int, BadRow] = {}
         parts: list[tuple[pa.RecordBatch, npt.NDArray[np.intp]]] = []
         for start in range(0, len(values), _BLOCK):
-            rows, index = _parsed(values[start : start + _BLOCK], start, bad)
+            rows, index = _parsed(values[start : start + _BLOCK], start, bad, self._max_bytes)
             if rows:
                 parts.append(self._columns(rows, index, bad))
         return in_order(parts, self.columns, bad)
@@ -124,7 +125,9 @@ def _checked(rows: list[_Row], field: _Field, wrong: dict[int, _Wrong]) -> list[
     return out
 
 
-def _parsed(values: Sequence[bytes | None], start: int, bad: dict[int, BadRow]) -> tuple[list[_Row], list[int]]:
+def _parsed(
+    values: Sequence[bytes | None], start: int, bad: dict[int, BadRow], max_bytes: int
+) -> tuple[list[_Row], list[int]]:
     rows: list[_Row] = []
     index: list[int] = []
     for i, value in enumerate(values, start):
@@ -132,8 +135,8 @@ def _parsed(values: Sequence[bytes | None], start: int, bad: dict[int, BadRow]) 
             what = "no value (a tombstone)" if value is None else "a value of no bytes"
             bad[i] = BadRow("empty", f"{what}, where a JSON object is expected.")
             continue
-        if len(value) > MAX_VALUE_BYTES:
-            bad[i] = BadRow("too large", f"{len(value)} bytes, and at most {MAX_VALUE_BYTES} are decoded.")
+        if len(value) > max_bytes:
+            bad[i] = too_large(len(value), max_bytes)
             continue
         try:
             row = orjson.loads(value)

@@ -37,6 +37,14 @@ RULES = [
         "/health/ready of that worker says what it waits for.",
     ),
     Alert(
+        "PenstockReadingStopped",
+        f"max by (stage, what) ({series(telemetry.STOPPED)}) == 1",
+        "1m",
+        "critical",
+        "{{ $labels.stage }} reads nothing more: {{ $labels.what }}",
+        "/health/ready of that worker says what it found and what mends it. Nothing is lost; the lag grows.",
+    ),
+    Alert(
         "PenstockDeadLetters",
         f"sum by (stage) (rate({series(telemetry.DEAD_LETTERS)}[5m]))"
         f" > 0.01 * sum by (stage) (rate({series(telemetry.RECORDS_IN)}[5m]))",

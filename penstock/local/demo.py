@@ -26,9 +26,10 @@ from penstock.local.screen import Screen, Status
 from penstock.local.state import make_folder, read_state
 from penstock.local.steps import Step
 from penstock.local.summary import Summary, summarize
-from penstock.local.supervisor import Supervisor, resident_bytes
+from penstock.local.supervisor import Supervisor
 from penstock.local.tail import Tail
 from penstock.local.verify_counts import Counts, count
+from penstock.memory import resident_bytes
 from penstock.models.control_topic import promote
 from penstock.plan import Plan
 from penstock.records import Partition

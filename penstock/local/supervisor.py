@@ -23,6 +23,7 @@ from pydantic import SecretStr
 
 from penstock.local.launch import launch
 from penstock.local.ports import free_port
+from penstock.memory import resident_bytes
 from penstock.plan import Plan
 from penstock.settings import Settings
 
@@ -239,18 +240,6 @@ def environment_of(settings: Settings) -> dict[str, str]:
         if value is not None and name not in ("slot", "metrics_port"):
             found[f"PENSTOCK_{name.upper()}"] = str(value)
     return found
-
-
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process; 0 when it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        pass
-    if Path("/proc/self").exists():
-        return 0
-    listed = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return int(listed.stdout.strip() or 0) * 1024
 
 
 def tail(log_path: Path, lines: int = TAIL_LINES) -> str:

@@ -17,7 +17,7 @@ from penstock.dashboards.rules import RULES
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DECLARED = {name: metric for name, metric in vars(telemetry).items() if isinstance(metric, Counter | Gauge | Histogram)}
-NOT_SHOWN = {"SNAPSHOT_BYTES", "SNAPSHOT_SECONDS", "STATE_BYTES", "STATE_KEYS"}
+NOT_SHOWN = {"MEMORY_LIMIT", "SNAPSHOT_BYTES", "SNAPSHOT_SECONDS", "STATE_BYTES", "STATE_KEYS"}
 """Of use when a worker's memory is in question, not on the first page."""
 
 SUFFIXES = ("_bucket", "_sum", "_count")

@@ -720,7 +720,7 @@ def test_nothing_is_read_while_schemas_cannot_be_looked_up_and_all_of_it_afterwa
 
     loop.intake._readers[place.source] = replace(reader, decode=look_up)
     loop.transport.subscribe([place.source], loop)
-    place.go_on([loop], lambda: len(loop._held) == 2 and len(loop._pending) > 0)
+    place.go_on([loop], lambda: len(loop.standstill.paused) == 2 and len(loop._pending) > 0)
     world.append(place.source, [(b"k%d" % i, b"w%d" % i) for i in range(300)])
     held = sum(len(piece.records) for piece in loop._pending)
     for _ in range(20):

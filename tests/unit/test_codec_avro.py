@@ -288,13 +288,13 @@ def test_rows_that_do_not_fit_the_schema_are_refused_by_column(columns: dict[str
         AvroEncoder(CARD, 7).encode(pa.record_batch(columns))
 
 
-def test_a_value_over_the_limit_is_bad_and_the_others_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.codec.avro.MAX_VALUE_BYTES", 100)
+def test_a_value_over_the_limit_is_bad_and_the_others_are_read() -> None:
     large = prefix(7) + written(CARD, {"id": "x" * 200, "amount": 1.0, "mcc": 1, "note": None})
 
-    decoded = decoder(CARD).decode([*cards(2), large])
+    decoded = AvroDecoder(CARD, lambda _: CARD, max_bytes=100).decode([*cards(2), large])
 
     assert decoded.bad[2].reason == "too large"
+    assert "the limit is 100" in decoded.bad[2].message
     assert decoded.rows.num_rows == 2
 
 

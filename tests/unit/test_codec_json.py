@@ -191,8 +191,7 @@ def test_the_schema_of_the_columns_says_what_may_be_null() -> None:
 
 
 def test_a_value_over_the_limit_is_not_looked_into() -> None:
-    json_decoder = JsonDecoder(CARD)
-    limited = InputDecoder(AvroDecoder(CARD, lambda _: CARD), json_decoder, max_bytes=100)
+    limited = InputDecoder(AvroDecoder(CARD, lambda _: CARD, max_bytes=100), JsonDecoder(CARD, max_bytes=100))
     small, large = encoded(GOOD, {**GOOD, "id": "x" * 200})
 
     decoded = limited.decode([small, large, b"\0" * 101, small])

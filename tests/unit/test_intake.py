@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from penstock.codec.avro import AvroEncoder
 from penstock.codec.decoded import BadRow, Decoded
-from penstock.intake import Intake, TopicReader
+from penstock.intake import Intake, Piece, TopicReader
 from penstock.lanes import Work
 from penstock.records import NO_TIME, Partition, Records, column
 from penstock.schemas.registry import TransientLookupError
@@ -247,3 +247,30 @@ def test_a_slice_of_columns_is_encoded_as_the_slice() -> None:
     )
     encoder = AvroEncoder(schema, 1)
     assert encoder.encode(rows.slice(5, 9)).to_pylist() == encoder.encode(rows).to_pylist()[5:14]
+
+
+def test_a_partition_that_was_read_to_its_end_is_not_drained_while_what_came_since_waits_to_be_decoded() -> None:
+    reading = intake(1, merges=False)
+    put(reading, [(0, 0, "1")])
+    reading.ended(Partition(TOPIC, 0), 1)
+    assert reading.drained(Partition(TOPIC, 0))
+    reading.split(polled([(0, 1, "2")]))
+    assert not reading.drained(Partition(TOPIC, 0))
+
+
+def test_the_merge_gives_no_more_than_it_is_asked_for_and_of_nothing_not_even_what_is_bad() -> None:
+    merging = intake(1)
+    put(merging, [(0, 0, "x")])
+    assert list(merging.take(0.0, 0)) == []
+    put(merging, [(0, 1, "1"), (0, 2, "2"), (0, 3, "3")])
+    (work,) = merging.take(0.0, 2)
+    assert (times(work), len(work.bad)) == ([1, 2], 1)
+
+
+def test_a_piece_is_cut_at_the_most_that_may_be_worked_and_a_replay_is_not() -> None:
+    rows = polled([(0, 0, "1"), (0, 1, "2"), (0, 2, "3")])
+    first, rest = Piece(rows, replay=False).cut(2)
+    assert rest is not None
+    assert (first.records.offset.tolist(), rest.records.offset.tolist()) == ([0, 1], [2])
+    assert Piece(rows, replay=False).cut(3)[1] is None
+    assert Piece(rows, replay=True).cut(2)[1] is None

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.local.supervisor import Supervisor, Worker, WorkersFailed, environment_of, resident_bytes
+from penstock.local.supervisor import Supervisor, Worker, WorkersFailed, environment_of
+from penstock.memory import resident_bytes
 from penstock.plan import Plan
 from penstock.settings import Settings
 from tests.unit.features_plan import plan as visits

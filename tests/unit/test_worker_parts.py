@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from penstock import telemetry, worker
@@ -18,7 +19,7 @@ from penstock.plan import PlanError
 from penstock.records import NO_TIME, Partition, Reason, watermark_of
 from penstock.settings import Settings
 from penstock.slots import Slot, SlotTaken
-from penstock.worker import find_kind, run
+from penstock.worker import find_kind, largest_message, reader, run, schema_lookup
 from tests.unit.features_plan import plan
 
 
@@ -151,3 +152,15 @@ def test_secrets_are_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     client = settings.kafka()
     assert client["sasl.password"] == "hunter2"
     assert (client["security.protocol"], client["sasl.mechanism"]) == ("SASL_SSL", "SCRAM-SHA-512")
+
+
+def test_no_topic_is_read_beyond_what_it_may_hold_whoever_wrote_there() -> None:
+    used = plan()
+    for stage in used.stages:
+        for source in stage.inputs:
+            limit = source.max_bytes or largest_message(used)
+            decode = reader(source, schema_lookup(used, Settings()), largest_message(used)).decode
+            bomb = b"\0" + source.value.id.to_bytes(4, "big") + bytes(limit)
+            why = decode(pa.array([bomb])).bad[0]
+            assert (why.reason, f"the limit is {limit}" in why.message) == ("too large", True), source.topic
+            assert decode(pa.array([bomb[:limit]])).bad[0].reason != "too large"

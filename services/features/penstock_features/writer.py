@@ -26,7 +26,7 @@ from penstock.schemas.registry import TransientLookupError
 from penstock.settings import Settings
 from penstock.transport.kafka import KafkaTransport
 from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport
-from penstock.worker import schema_lookup
+from penstock.worker import largest_message, schema_lookup
 from penstock_features.attempts import Attempts
 
 log = logging.getLogger(__name__)
@@ -260,7 +260,8 @@ def make_writer(
 ) -> FeastWriter:
     """The writer of the plan's worker ``name`` on any transport."""
     lookup = schema_lookup(plan, settings)
-    decoders = {source.topic: AvroDecoder(source.value.avro, lookup) for source in plan.stage(name).inputs}
+    most = largest_message(plan)
+    decoders = {source.topic: AvroDecoder(source.value.avro, lookup, most) for source in plan.stage(name).inputs}
     return FeastWriter(name, transport, open_stores(plan, settings), decoders, health, pace)
 
 

@@ -11,7 +11,7 @@ from penstock.plan import Plan, PlanError
 from penstock.profiles.rows import ProfileRow, from_arrow
 from penstock.schemas.registry import TransientLookupError
 from penstock.settings import Settings
-from penstock.worker import schema_lookup
+from penstock.worker import largest_message, schema_lookup
 from penstock_monitor.evaluate import Alert, judge
 from penstock_monitor.publish import Gauges, alert_rows
 from penstock_monitor.references import ReferenceReader
@@ -34,7 +34,7 @@ class Merge:
         alert = plan.topic("alerts").value
         if value is None or alert is None:
             raise PlanError(f"plan of {plan.pipeline!r}: its profiles and alerts have no schema. Compile it again")
-        self._decoder = AvroDecoder(value.avro, schema_lookup(plan, settings))
+        self._decoder = AvroDecoder(value.avro, schema_lookup(plan, settings), largest_message(plan))
         self._encoder = AvroEncoder(alert.avro, alert.id)
         self._reader = ReferenceReader(plan, settings)
         self._gauges = Gauges(plan)
