@@ -36,16 +36,16 @@ class Holdback:
         reached, waiting = self._intake.reached(), self._intake.waiting()
         for topic, count in self._counts.items():
             every = {Partition(topic, n) for n in range(count)}
-            here = {partition: reached[partition] for partition in every & reached.keys()}
-            empty = {partition: at for partition, at in here.items() if partition not in waiting}
+            own = every & set(self._intake.lanes)
+            empty = {partition: reached[partition] for partition in own & reached.keys() - waiting}
             try:
-                behind, furthest = self._behind(empty, every - set(self._intake.lanes))
+                behind, furthest = self._behind(empty, every - own)
             except Unavailable as error:  # what was heard last holds
                 log.warning("nothing heard of the other partitions: %s", error)
                 continue
-            heads = [at.watermark for partition, at in here.items() if partition in waiting]
-            slowest = min(behind) if behind else max(furthest, min(heads, default=NO_TIME))
-            self._intake.hold_after[topic] = slowest + self._slack_ms
+            # where none has more, whatever was read so far may go: what comes now comes later
+            read = max((self._intake.watermark(partition) for partition in own), default=NO_TIME)
+            self._intake.hold_after[topic] = min(behind, default=max(furthest, read)) + self._slack_ms
 
     def _behind(self, empty: Mapping[Partition, Position], elsewhere: set[Partition]) -> tuple[list[int], int]:
         """The watermarks of those that have more in the log, and the largest of all. ``empty``: own ones that were
