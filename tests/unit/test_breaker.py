@@ -18,6 +18,7 @@ from tests.small_loop import DEAD, DROPPED, SOURCE, TARGET, Passing, decode, sma
 
 TOPICS = {name: name for name in (SOURCE, TARGET, DEAD, DROPPED)}
 WINDOW, BATCH = 500, 200
+HOUR_MS = 3_600_000
 
 
 class Release(Passing):
@@ -54,7 +55,14 @@ class Deployed:
         self.transport = MemoryTransport(self.broker, "g")
         breaker = Breaker(limit, WINDOW)
         loop = small_loop(
-            self.transport, self.stage, TOPICS, merges=merges, max_rows=BATCH, breaker=breaker, clock=lambda: self.now
+            self.transport,
+            self.stage,
+            TOPICS,
+            merges=merges,
+            max_rows=BATCH,
+            lateness_ms=HOUR_MS,
+            breaker=breaker,
+            clock=lambda: self.now,
         )
         self.transport.subscribe([SOURCE], loop)
         return loop
