@@ -56,6 +56,7 @@ def small_loop(
     lateness_ms: int = 0,
     allow_incomplete_windows: bool = False,
     clock: Callable[[], float] = time.time,
+    decode: Callable[[pa.BinaryArray], Decoded] = decode,
 ) -> Loop:
     """``topics``: the names of the four in this world."""
     source = topics[SOURCE]
