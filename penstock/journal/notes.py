@@ -63,16 +63,15 @@ def following(found: Note | None, fresh: Note, high: int, in_hand: int) -> Note:
     if found is None or found.topic != fresh.topic:
         return fresh
     live, start = fresh.committed, fresh.at
-    stepping = found.until is not None and (found.committed == live or live < found.until)
-    if not stepping and found.committed != live:
-        return fresh
-    reached = max(found.at, start)
+    same = found.committed == live
+    stepping = found.until is not None and (same or live < found.until)
+    reached = max(found.at, start) if same or stepping else live
     if stepping:
         unclean, died = found.unclean, found.died
     elif reached >= high:  # it had no row to die of
-        return fresh.model_copy(update={"unclean": found.unclean, "died": found.died})
+        return fresh.model_copy(update={"unclean": found.unclean, "died": found.died} if same else {})
     else:
-        unclean, died = (found.unclean + 1 if found.died == reached else 1), reached
+        unclean, died = (found.unclean + 1 if same and found.died == reached else 1), reached
     taken = {"unclean": unclean, "died": died}
     if unclean < UNCLEAN_STARTS:
         return fresh.model_copy(update=taken)
