@@ -49,7 +49,7 @@ class Slot:
             keep = {k: v for k, v in os.environ.items() if k not in OWN and not k.startswith("PENSTOCK_")}
             with self.log.open("ab") as err:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-X", "faulthandler=0", "-m", "tests.dying", *self._command],
+                    [sys.executable, "-m", "tests.dying", *self._command],
                     cwd=ROOT,
                     stderr=err,
                     env={**keep, **self.environ},

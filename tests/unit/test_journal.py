@@ -338,8 +338,17 @@ def test_a_partition_that_goes_to_another_in_order_leaves_nothing_behind(tmp_pat
     note = Notes(Store(str(tmp_path), "g")).read(Partition(SOURCE, 1))
     assert note is not None
     assert note.unclean == 0
-    first.lost([Partition(SOURCE, 1)])  # it is told again, late: the note is the other's now
-    assert len(world.files()) == 2
+
+
+def test_a_worker_that_hears_late_that_it_lost_a_partition_leaves_its_new_owners_note(world: World) -> None:
+    place = Partition(SOURCE, 0)
+    world.append(*range(10))
+    loop, _ = world.worker()
+    assert world.work(loop)
+    notes = Notes(Store(str(world.folder), "g"))
+    notes.write(place, fresh(10))
+    loop.lost([place])
+    assert notes.read(place) == fresh(10)
 
 
 def test_a_worker_that_says_why_it_ends_leaves_nothing_behind(world: World) -> None:
