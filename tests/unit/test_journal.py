@@ -72,6 +72,7 @@ class World:
             merges=self.merges,
             decode=dying,
             max_rows=self.max_rows,
+            lateness_ms=1000,
             clock=lambda: self.now,
         )
         store = Store(str(self.folder), "g")
