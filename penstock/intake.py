@@ -5,14 +5,14 @@ together with its neighbours, so that no dead letter is ever sent ahead of the o
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from penstock.codec.decoded import Decoded
+from penstock.codec.decoded import BadRow, Decoded
 from penstock.lanes import Lane, Segment, Work, merge
 from penstock.records import NO_TIME, Batch, Int64s, Partition, Records
 from penstock.transport.protocol import Position
@@ -71,6 +71,11 @@ class Intake:
         """Rows that wait for the merge."""
         return sum(lane.rows for lane in self._lanes.values())
 
+    @property
+    def most_in_hand(self) -> int:
+        """Rows of a partition that may have been read and not yet finished."""
+        return self._max_rows + (self._buffer_rows + self._max_rows if self.merges else 0)
+
     def replay_left(self, partition: Partition) -> int:
         lane = self._lanes[partition]
         return max(0, lane.live_from - lane.next_offset)
@@ -100,10 +105,18 @@ class Intake:
         lane = self._lanes[partition]
         return lane.at_end and not lane.rows
 
-    def open(self, partition: Partition, start: Position, live: Position) -> None:
-        """``partition`` is read from ``start``; rows below ``live.offset`` are replay."""
+    def open(
+        self, partition: Partition, start: Position, live: Position, aside: Mapping[int, BadRow] | None = None
+    ) -> None:
+        """``partition`` is read from ``start``; rows below ``live.offset`` are replay; ``aside``: offsets that are bad
+        before they are decoded."""
         self._lanes[partition] = Lane(
-            live.offset, live.watermark, start.watermark, next_offset=start.offset, given_out=live.offset
+            live.offset,
+            live.watermark,
+            start.watermark,
+            next_offset=start.offset,
+            given_out=live.offset,
+            aside=aside or {},
         )
 
     def close(self, partition: Partition) -> None:
@@ -150,7 +163,7 @@ class Intake:
 
     def _segments(self, records: Records, now: float, *, replay: bool) -> dict[Partition, Segment]:
         reader = self._readers[records.topic]
-        decoded = reader.decode(records.values)
+        decoded = self._decoded(reader, records)
         index = decoded.index
         good = len(index) == len(records)
         partition = records.partition if good else records.partition[index]
@@ -186,6 +199,17 @@ class Intake:
             segments[where] = Segment(records, batch, index, rows, order[1:], bad, Position(last + 1, lane.watermark))
         return segments
 
+    def _decoded(self, reader: TopicReader, records: Records) -> Decoded:
+        aside = {p.number: lane.aside for p, lane in self._lanes.items() if lane.aside and p.topic == records.topic}
+        if not aside:
+            return reader.decode(records.values)
+        places = zip(records.partition.tolist(), records.offset.tolist(), strict=True)
+        bad = {i: aside[n][at] for i, (n, at) in enumerate(places) if n in aside and at in aside[n]}
+        rest = np.setdiff1d(np.arange(len(records), dtype=np.int32), list(bad))
+        decoded = reader.decode(records.values.take(pa.array(rest)))
+        bad.update({int(rest[i]): why for i, why in decoded.bad.items()})
+        return Decoded(decoded.rows, rest[decoded.index], bad)
+
     def _traceparent(self, records: Records, index: npt.NDArray[np.int32]) -> "pa.Array | None":
         found = records.traceparents()
         return found if found is None or len(index) == len(records) else found.take(pa.array(index))
@@ -197,14 +221,17 @@ class Intake:
         records, index = first.records, first.index
         return Work(first.batch, bad, lambda row: (records, int(index[row])), {p: s.end for p, s in segments.items()})
 
-    def take(self, now: float, most: int = sys.maxsize) -> Iterator[Work]:
-        """What the merge lets go: at most one batch of each topic, of ``most`` rows."""
+    def take(self, now: float, most: int = sys.maxsize, *, singles: int = 0) -> Iterator[Work]:
+        """What the merge lets go: at most one batch of each topic, of ``most`` rows, or ``singles`` batches of one."""
         if not self.merges or not most:
             return
         for topic in self._readers:
             lanes = {p: lane for p, lane in self._lanes.items() if p.topic == topic}
-            work = merge(lanes, now, min(most, self._max_rows), self._patience_s, self.hold_after.get(topic))
-            if work is not None:
+            for _ in range(min(most, singles or 1)):
+                rows = 1 if singles else min(most, self._max_rows)
+                work = merge(lanes, now, rows, self._patience_s, self.hold_after.get(topic))
+                if work is None:
+                    break
                 yield work
 
     def crowded(self) -> list[Partition]:

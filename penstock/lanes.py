@@ -60,6 +60,8 @@ class Lane:
     rows: int = 0
     next_offset: int = 0
     given_out: int = 0
+    aside: Mapping[int, BadRow] = field(default_factory=dict)
+    """Offsets that are not to be decoded."""
     waited_since: float | None = None
     queue: deque[Segment] = field(default_factory=deque)
 

@@ -16,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 
 from penstock.breaker import Breaker
-from penstock.fates import check_fates, process, tell_failures
+from penstock.fates import FateError, check_fates, process, tell_failures
 from penstock.holdback import Holdback
 from penstock.intake import Intake, Piece
+from penstock.journal.stepping import STEP_ROWS
 from penstock.lanes import Work
 from penstock.memory import MIB, Memory, OutgrownError
 from penstock.observer import Observer
 from penstock.outbox import REFUSED, Outbox, Tally, UnencodableError
 from penstock.records import Output, Partition, Reason, Result
-from penstock.recovery import Recovery
+from penstock.recovery import IncompleteLogError, Recovery
 from penstock.schemas.registry import TransientLookupError
 from penstock.stage import Companion, Stage
 from penstock.standstill import Standstill
@@ -37,6 +38,8 @@ LOOK_S = 0.01
 """How often a worker that is held back looks where the others are."""
 MOST_ABORTS = 20
 """Aborts in a row that name no row, after which a worker starts anew: the fault is not one that passes."""
+TOLD = (Fenced, FateError, UnencodableError, IncompleteLogError, OutgrownError, OSError)
+"""How a worker ends that knows why; whatever else ends it may be a row's doing."""
 MOST_GATHER_S = 0.0125
 """However seldom a stage commits, rows and rebalances are not left waiting for long."""
 
@@ -125,6 +128,9 @@ class Loop:
             self.recovery.close(settled=not self.outbox)
             if self._outgrown is not None:
                 raise self._outgrown
+        except TOLD:
+            self.recovery.journal.close()
+            raise
         finally:
             self.transport.close()
             if self.companion is not None:
@@ -137,21 +143,25 @@ class Loop:
                 change(self.stage)
         self._gather()
         with self._observer.phase("poll"):
-            polled = self.transport.poll(self._pace.max_batch_rows, self._wait())
+            most = self.recovery.journal.most_rows(self._pace.max_batch_rows)
+            polled = self.transport.poll(most, self._wait())
         now = self._polled = self._clock()
-        self._full = sum(map(len, polled.records)) >= self._pace.max_batch_rows
+        self._full = sum(map(len, polled.records)) >= most
         for records in polled.records:
-            self._pending.extend(self.intake.split(records))
+            for piece in self.intake.split(records):
+                self._pending.extend(self.recovery.journal.parts(piece))
         self._ends.update(polled.ends)
         self._decode(now)
         if not self._pending:  # what waits to be decoded lies before the end
             for partition, end in self._ends.items():
                 self.intake.ended(partition, end)
             self._ends.clear()
-        for work in self.intake.take(now, self.breaker.most_rows(now)):
+        singles = STEP_ROWS if self.recovery.journal.stepping else 0
+        for work in self.intake.take(now, self.breaker.most_rows(now), singles=singles):
             self._work(work)
             if not self.breaker.most_rows(now):
                 break
+        self.recovery.journal.over()
         if self.intake.held and now - self._looked >= LOOK_S:
             self._look_around(now)
         self._make_room()
@@ -179,6 +189,7 @@ class Loop:
             piece, rest = self._pending[0].cut(most)
             try:
                 with self._observer.phase("decode"):
+                    self.recovery.journal.decoding(piece.records)
                     work = self.intake.add(piece, now)
             except TransientLookupError as error:
                 self.standstill.say("schemas", str(error))
@@ -188,6 +199,8 @@ class Loop:
                 self._pending.appendleft(rest)
             if work is not None:
                 self._work(work)
+                if self.recovery.journal.stepping:  # a transaction lasts for seconds, and so may a poll's rows
+                    self._commit_when_due(drained=False)
         self.standstill.say("schemas", None)
 
     def _stand_or_go(self, now: float) -> None:
@@ -199,9 +212,11 @@ class Loop:
 
     def _work(self, work: Work) -> None:
         with self._observer.phase("process"):
+            self.recovery.journal.processing(work.batch)
             result = process(self.stage, work.batch)
         if work.batch.replay:
             self._observer.replayed(len(work.batch))
+            self.recovery.journal.replayed(work.positions)
             return
         if not self.outbox:
             self._opened = self._clock()
@@ -275,6 +290,7 @@ class Loop:
         return {partition: at for partition, at in self.intake.reached().items() if at != self._told.get(partition)}
 
     def _tell(self, now: float) -> None:
+        self._observer.waiting("single steps", self.recovery.journal.says())
         self._observer.every_second(self.intake, self.transport, self.outbox.positions, now, self.stage.sizes())
 
     def _commit_when_due(self, *, drained: bool) -> None:
@@ -289,6 +305,7 @@ class Loop:
     def _commit(self) -> None:
         """Commits what is open; nothing is recomputed for an abort. Where no row is to blame, the same content is tried
         again after the next poll, for there alone it is told that partitions are another's."""
+        self.recovery.journal.over()
         if not self.outbox:
             return
         with self._observer.phase("commit"):
@@ -331,11 +348,12 @@ class Loop:
         starts, live = {}, {}
         for partition, at in committed.items():
             start, begin = self.recovery.begin(partition, at)
-            self.intake.open(partition, start, begin)
+            self.intake.open(partition, start, begin, self.recovery.journal.aside(partition))
             starts[partition], live[partition] = start.offset, begin.offset
             if at is not None:
                 self._told[partition] = at
         self._holdback.forget()
+        self._observer.waiting("single steps", self.recovery.journal.says())
         self._observer.assignment(self.intake.lanes, live)
         return starts
 

@@ -5,6 +5,7 @@ usable snapshot, or as far back in the log as its state reaches, and from there 
 import logging
 from collections.abc import Iterable, Mapping
 
+from penstock.journal.stepping import Journal
 from penstock.records import Partition
 from penstock.snapshots.taking import Snapshots
 from penstock.stage import Stage
@@ -22,12 +23,14 @@ class IncompleteLogError(Exception):
 
 class Recovery:
     """Of one stage. ``future_ms``: how far ahead of its arrival an event time may lie. ``allow_incomplete``: go on
-    where the log does not reach back. ``snapshots``: None where none are kept."""
+    where the log does not reach back. ``snapshots``: None where none are kept; ``journal``: keeps nothing until it is
+    replaced by one that does."""
 
     def __init__(self, stage: Stage, transport: Transport, future_ms: int, *, allow_incomplete: bool) -> None:
         self._stage, self._transport = stage, transport
         self._future_ms, self._allow_incomplete = future_ms, allow_incomplete
         self.snapshots: Snapshots | None = None
+        self.journal = Journal(None, transport.identity, "", 0)
 
     def begin(self, partition: Partition, committed: Position | None) -> tuple[Position, Position]:
         """Gives the stage what state there is. Returns where to read from and where the partition is live. Raises
@@ -46,21 +49,25 @@ class Recovery:
                 " anew. Reset the group's offsets or give the pipeline a new name"
             )
         start = self._restored(partition, low, live)
+        self.journal.begin(partition, start.offset, live.offset, high)
         log.info("assigned %s from %d, live from %d", partition, start.offset, live.offset)
         return start, live
 
     def committed(self, positions: Mapping[Partition, Position]) -> None:
         """Call when nothing of the stage is uncommitted, with what the last commit moved."""
+        self.journal.committed(positions)
         if self.snapshots is not None:
             self.snapshots.committed(positions)
 
     def release(self, partitions: Iterable[Partition], *, settled: bool) -> None:
         """These are another's; ``settled``: what the stage made of them is committed."""
+        self.journal.release(partitions)
         if self.snapshots is not None:
             self.snapshots.release(partitions, settled=settled)
 
     def close(self, *, settled: bool) -> None:
         """The worker stops; ``settled`` as in ``release``."""
+        self.journal.close()
         if self.snapshots is not None:
             self.snapshots.close(settled=settled)
 

@@ -91,7 +91,9 @@ class Settings(BaseSettings):
 
     state_dir: Path = Field(Path("var"), description="slots' locks, caches and other files of this machine")
     snapshots_url: str | None = Field(
-        None, description="folder or fsspec URL of the snapshots of windows; without it below the state folder"
+        None,
+        description="folder or fsspec URL of the snapshots of windows and the crash journal; without it below the state"
+        " folder",
     )
     snapshot_interval_s: float = Field(
         10.0,

@@ -59,6 +59,14 @@ STATE_BYTES = Gauge("penstock_state_bytes", "Memory of the state: a view's windo
 MEMORY_LIMIT = Gauge("penstock_memory_limit_bytes", "What the worker's container may use; 0: no limit", ["stage"])
 STATE_KEYS = Gauge("penstock_state_keys", "Keys in a view's windows, entries of the label join", ["stage", "view"])
 
+UNCLEAN_STARTS = Counter("penstock_unclean_starts", "Partitions taken up whose worker had died with them", ["stage"])
+SINGLE_STEPPING = Gauge(
+    "penstock_single_stepping_partitions", "Partitions whose rows are taken one by one, for one may kill", ["stage"]
+)
+QUARANTINED = Gauge(
+    "penstock_quarantined_rows", "Rows of this worker's partitions that killed one: never decoded again", ["stage"]
+)
+
 SNAPSHOTS = Counter("penstock_snapshots", "Snapshots by outcome: written, failed", ["stage", "outcome"])
 SNAPSHOT_BYTES = Gauge(
     "penstock_snapshot_bytes", "Size of a partition's newest snapshot, unpacked", ["stage", "topic", "partition"]

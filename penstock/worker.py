@@ -19,6 +19,8 @@ from penstock.codec.json import JsonDecoder
 from penstock.fates import FateError
 from penstock.health import Health, HealthServer
 from penstock.intake import Intake, TopicReader
+from penstock.journal.notes import Notes
+from penstock.journal.stepping import Journal
 from penstock.loop import Loop, Pace
 from penstock.memory import Memory, OutgrownError, cgroup_limit, memory_limit
 from penstock.observer import Observer
@@ -28,7 +30,7 @@ from penstock.recovery import IncompleteLogError
 from penstock.schemas.registry import ConfluentRegistry, UnknownSchemaId
 from penstock.settings import Settings
 from penstock.slots import Slot, SlotTaken
-from penstock.snapshots.files import SnapshotFiles
+from penstock.snapshots.files import SnapshotFiles, Store
 from penstock.snapshots.taking import Snapshots
 from penstock.stage import Stage, StageKind
 from penstock.transport.kafka import KafkaTransport
@@ -105,6 +107,7 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
         telemetry.MEMORY_LIMIT.labels(name).set(cgroup_limit() or 0)
         limit = memory_limit(settings.memory_limit_mb)
         loop.memory = Memory(limit) if limit is not None else None
+        loop.recovery.journal = journal_of(plan, name, settings, transport, loop.intake)
         _stop_on_signals(loop)
         gc.collect()
         gc.freeze()
@@ -166,14 +169,23 @@ def snapshots_of(plan: Plan, name: str, settings: Settings, stage: Stage, transp
     """What keeps the stage's state; None where it has none, or none is wanted."""
     if not settings.snapshot_interval_s or all(stage.reach(source.topic) is None for source in plan.stage(name).inputs):
         return None
-    url = settings.snapshots_url or str(settings.state_dir / "snapshots")
-    files = SnapshotFiles(url, plan.group(name))
+    files = SnapshotFiles(_snapshots_url(settings), plan.group(name))
     return Snapshots(files, stage, name, transport.identity, settings.snapshot_interval_s)
 
 
 def largest_message(plan: Plan) -> int:
     """The most bytes that a worker writes as one message, and that a reader of its topics looks into."""
     return plan.event.max_bytes + 2 * HEADROOM_BYTES
+
+
+def journal_of(plan: Plan, name: str, settings: Settings, transport: Transport, intake: Intake) -> Journal:
+    """What finds a row that kills the worker, also where the stage has no state."""
+    notes = Notes(Store(_snapshots_url(settings), plan.group(name)))
+    return Journal(notes, transport.identity, name, intake.most_in_hand)
+
+
+def _snapshots_url(settings: Settings) -> str:
+    return settings.snapshots_url or str(settings.state_dir / "snapshots")
 
 
 def reader(source: InputPlan, lookup: Lookup, largest: int) -> TopicReader:

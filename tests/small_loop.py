@@ -58,6 +58,7 @@ def small_loop(
     allow_incomplete_windows: bool = False,
     breaker: Breaker | None = None,
     clock: Callable[[], float] = time.time,
+    decode: Callable[[pa.BinaryArray], Decoded] = decode,
 ) -> Loop:
     """``topics``: the names of the four in this world."""
     source = topics[SOURCE]

@@ -129,6 +129,17 @@ ROWS: dict[str, list[Panel]] = {
             [rate(telemetry.DROPPED, "stage", "reason", rare=True)],
         ),
         Panel(
+            "Rows that kill",
+            "Partitions taken up from a worker that died, partitions read row by row to find the guilty one, and rows"
+            " in quarantine.",
+            "short",
+            [
+                rate(telemetry.UNCLEAN_STARTS, "stage", rare=True),
+                gauge(telemetry.SINGLE_STEPPING, "sum", "stage"),
+                gauge(telemetry.QUARANTINED, "sum", "stage"),
+            ],
+        ),
+        Panel(
             "Late rows",
             "Older than their partition's watermark less the lateness: their windows are partly closed.",
             "ops",

@@ -50,9 +50,9 @@ class Facts(BaseModel):
         return Position(self.offset, self.watermark)
 
 
-class SnapshotFiles:
-    """The snapshots of one group below ``url``, any fsspec URL or path. Raises ``ValueError`` for one that fsspec does
-    not know, ``OSError`` for one that cannot be read or written."""
+class Store:
+    """Small files of each partition of one group below ``url``, any fsspec URL or path. Raises ``ValueError`` for one
+    that fsspec does not know, ``OSError`` for one that cannot be read or written."""
 
     def __init__(self, url: str, group: str) -> None:
         try:
@@ -61,55 +61,80 @@ class SnapshotFiles:
             raise ValueError(f"{url!r}: {error}. Set PENSTOCK_SNAPSHOTS_URL to a folder or fsspec URL") from None
         self._root = f"{str(root).rstrip('/')}/{group}"
 
+    def path(self, partition: Partition, name: str) -> str:
+        return f"{self._folder(partition)}/{name}"
+
+    def names(self, partition: Partition) -> list[str]:
+        folder = self._folder(partition)
+        self._files.invalidate_cache(folder)
+        try:
+            return [str(name).rsplit("/", 1)[-1] for name in self._files.ls(folder, detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def put(self, partition: Partition, name: str, content: bytes, *, durable: bool = True) -> None:
+        """All at once: a reader sees all of it or what was there before. ``durable``: also after a power cut."""
+        path = self.path(partition, name)
+        if isinstance(self._files, LocalFileSystem):
+            _place(Path(path), content, durable=durable)
+        else:
+            self._files.pipe_file(path, content)
+
+    def get(self, partition: Partition, name: str) -> bytes:
+        content: bytes = self._files.cat_file(self.path(partition, name))
+        return content
+
+    def remove(self, partition: Partition, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self.path(partition, name))
+
+    def _folder(self, partition: Partition) -> str:
+        return f"{self._root}/{partition.topic}/{partition.number}"
+
+
+class SnapshotFiles:
+    """The snapshots of one group; ``url`` and what is raised as in ``Store``."""
+
+    def __init__(self, url: str, group: str) -> None:
+        self._store = Store(url, group)
+
     def write(self, partition: Partition, facts: Facts, state: bytes) -> None:
         """Adds one, all at once, and removes all but the newest ``KEPT``."""
         body = b"\n".join((orjson.dumps(facts.model_dump()), pa.Codec("zstd").compress(state, asbytes=True)))
         content = MAGIC + hashlib.sha256(body).digest() + body
         numbers = self._numbers(partition)
-        path = self._path(partition, numbers[-1] + 1 if numbers else 1)
-        if isinstance(self._files, LocalFileSystem):
-            _place(Path(path), content)
-        else:
-            self._files.pipe_file(path, content)
+        self._store.put(partition, _name(numbers[-1] + 1 if numbers else 1), content)
         for number in numbers[: len(numbers) + 1 - KEPT]:
-            with contextlib.suppress(FileNotFoundError):
-                self._files.rm_file(self._path(partition, number))
+            self._store.remove(partition, _name(number))
 
     def read(self, partition: Partition) -> Iterator[tuple[Facts, bytes]]:
         """The whole ones, newest first. What cannot be read is told in the log and passed over."""
         for number in reversed(self._numbers(partition)):
-            path = self._path(partition, number)
             try:
-                yield _parsed(self._files.cat_file(path))
+                yield _parsed(self._store.get(partition, _name(number)))
             except (OSError, ValueError) as error:
-                log.warning("snapshot %s is not used: %s", path, error)
+                log.warning("snapshot %s is not used: %s", self._store.path(partition, _name(number)), error)
 
     def _numbers(self, partition: Partition) -> list[int]:
-        folder = self._folder(partition)
-        self._files.invalidate_cache(folder)
-        try:
-            names = [str(name).rsplit("/", 1)[-1] for name in self._files.ls(folder, detail=False)]
-        except FileNotFoundError:
-            return []
+        names = self._store.names(partition)
         stems = [name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)]
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
-    def _folder(self, partition: Partition) -> str:
-        return f"{self._root}/{partition.topic}/{partition.number}"
 
-    def _path(self, partition: Partition, number: int) -> str:
-        return f"{self._folder(partition)}/{number:012}{_SUFFIX}"
+def _name(number: int) -> str:
+    return f"{number:012}{_SUFFIX}"
 
 
-def _place(path: Path, content: bytes) -> None:
-    """Written aside and renamed: a reader sees all of it or nothing, also after a power cut."""
+def _place(path: Path, content: bytes, *, durable: bool) -> None:
+    """Written aside and renamed: a reader sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         with aside.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)

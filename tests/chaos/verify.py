@@ -166,7 +166,7 @@ class Verifier:
             seen[letter.stage, letter.read] += 1
             if letter.stage.split(".")[0] in LOOKING_ON:
                 continue
-            topic, place = letter.origin or ("", (0, 0))
+            topic, place = letter.origin or self._within(letter)
             if topic == f"{self._name}.raw":
                 raw[place] += 1
             elif topic == f"{self._name}.labels":
@@ -176,6 +176,14 @@ class Verifier:
         for (stage, (topic, place)), n in seen.items():
             self._verdict.find("duplicated", f"{stage} wrote {n} dead letters of {topic}{_at(place)}", n - 1)
         return raw, labels
+
+    def _within(self, letter: Letter) -> tuple[str, Place]:
+        """The raw record of a letter that its stage did not decode, from the record itself."""
+        try:
+            row = self._schemas.origin(letter.record.value)
+            return f"{self._name}.raw", (row["_origin_partition"], row["_origin_offset"])
+        except (ValueError, KeyError):
+            return "", (0, 0)
 
     def _read_dropped(self, raw: Counter[Place], labels: Counter[Place]) -> None:
         for record in self._records("dropped"):
