@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import penstock.local.supervisor as supervisor_module
 from penstock.local.supervisor import Supervisor, Worker, WorkersFailed, environment_of
 from penstock.memory import resident_bytes
 from penstock.plan import Plan
@@ -91,7 +92,10 @@ def test_a_worker_that_is_killed_is_started_again(one_stage: Plan, tmp_path: Pat
     assert any(worker.name in line and "starts again" in line for line in told)
 
 
-def test_a_worker_that_keeps_falling_is_given_up_with_the_end_of_its_log(one_stage: Plan, tmp_path: Path) -> None:
+def test_a_worker_that_keeps_falling_is_given_up_with_the_end_of_its_log(
+    one_stage: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "LONGEST_DELAY_S", 0.2)
     with (
         supervise(one_stage, tmp_path, FALLS, tell=lambda line: None) as supervisor,
         pytest.raises(WorkersFailed, match=r"(?s)given up.*out of luck"),
@@ -121,6 +125,7 @@ def test_workers_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     script = f"""
 import sys, time
 from pathlib import Path
+import penstock.local.supervisor as supervisor_module
 from penstock.local.supervisor import Supervisor
 from penstock.settings import Settings
 from tests.unit.features_plan import plan
