@@ -61,6 +61,12 @@ _ROW_FAULTS = {
     librdkafka.INVALID_MSG,
 }
 """What a row itself can be guilty of; every other failed delivery is a fault of the way, and is sent again."""
+_OF_TRANSACTIONS = (
+    librdkafka.ADD_PARTITIONS_TO_TXN,
+    librdkafka.ADD_OFFSETS_TO_TXN,
+    librdkafka.END_TXN,
+    librdkafka.TXN_OFFSET_COMMIT,
+)
 _FATAL = {
     librdkafka.FATAL,
     librdkafka.FENCED,
@@ -117,12 +123,12 @@ class KafkaTransport:
         self._starts: dict[Partition, int] = {}
         self._revoked: set[Partition] = set()
         self._trouble: BaseException | None = None
-        producer = {**client, **PRODUCER, "message.max.bytes": max_message_bytes}
+        self._produces = {**client, **PRODUCER, "message.max.bytes": max_message_bytes}
         if self._exactly_once:
-            producer |= {"transactional.id": slot, "transaction.timeout.ms": settings.transaction_timeout_ms}
+            self._produces |= {"transactional.id": slot, "transaction.timeout.ms": settings.transaction_timeout_ms}
         else:
-            producer |= {"enable.idempotence": True}
-        self._producer = Producer(producer, self._on_error, self._on_failed)
+            self._produces |= {"enable.idempotence": True}
+        self._producer = Producer(self._produces, self._on_error, self._on_failed)
         try:
             if self._exactly_once:
                 self._begin_as(slot)
@@ -158,6 +164,19 @@ class KafkaTransport:
                         " address, the TLS and SASL settings, and this user's right on the transactional id"
                     ) from fault
                 log.warning("Kafka is asked again to let %s begin: %s", slot, fault)
+
+    def _begin(self) -> None:
+        """A request that was sent and never answered may reach the broker at any time, and acts on whichever transaction
+        is open then (librdkafka has no KIP-890). A new producer's epoch keeps it out.
+        """
+        if self._exactly_once:
+            if late := self._producer.answers.missing(*_OF_TRANSACTIONS):
+                log.warning("%d requests of former transactions were never answered: a new producer goes on", late)
+                self._producer.close()
+                self._producer = Producer(self._produces, self._on_error, self._on_failed)
+                self._begin_as(self._client["client.id"])
+            self._producer.begin()
+        self._open = True
 
     def subscribe(self, topics: Sequence[str], placement: Placement) -> None:
         self._placement = placement
@@ -250,9 +269,8 @@ class KafkaTransport:
         *,
         alone: bool = False,
     ) -> None:
-        if self._exactly_once and not self._open:
-            self._producer.begin()
-        self._open = True
+        if not self._open:
+            self._begin()
         send, self._sends = self._sends, self._sends + 1
         keys, values = column(keys), column(values)
         if len(keys) != len(values):
@@ -323,14 +341,14 @@ class KafkaTransport:
                     self._consumer.commit(places)
             else:
                 if not self._open:
-                    self._producer.begin()
-                    self._open = True
+                    self._begin()
                 if places:
                     with self._consumer.group_metadata() as group:
                         self._insist(lambda: self._producer.send_offsets(places, group, PATIENCE_S), "send offsets")
                 self._insist(lambda: self._producer.commit(PATIENCE_S), "commit")
         except KafkaFault as fault:
-            if not self._exactly_once or fault.abortable:
+            undecided = self._producer.answers.missing(librdkafka.END_TXN)  # one of them may have committed
+            if not self._exactly_once or (fault.abortable and not undecided):
                 self._producer.flush(PATIENCE_S)  # the reports that name the rows may still be on their way
                 raise TransactionAborted(str(fault), self._failed) from fault
             raise Fenced(f"slot {self._group}: {fault}") from fault
