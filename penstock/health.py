@@ -18,6 +18,7 @@ class Health:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._waiting_for: dict[str, str] = {"start": "the worker is starting"}
+        self._asked: dict[str, Callable[[], str | None]] = {}
         self._doing: tuple[str, float] | None = None
         self._clock = clock
         self.alive = True
@@ -29,6 +30,10 @@ class Health:
         else:
             self._waiting_for[what] = why
 
+    def ask(self, what: str, why: Callable[[], str | None]) -> None:
+        """The same, found out whenever somebody wants to know: the loop may hang over it. Called by any thread."""
+        self._asked[what] = why
+
     def began(self, phase: str) -> None:
         """The loop is in ``phase`` from now on, until ``ended``."""
         self._doing = phase, self._clock()
@@ -38,10 +43,11 @@ class Health:
 
     @property
     def waiting_for(self) -> dict[str, str]:
+        found = {**self._waiting_for, **{what: why for what, ask in self._asked.items() if (why := ask()) is not None}}
         doing = self._doing  # the loop's thread may be done with it any moment
-        if doing is None or (spent := self._clock() - doing[1]) < STUCK_S:
-            return dict(self._waiting_for)
-        return {**self._waiting_for, "loop": f"in {doing[0]} for {spent:.0f} s"}
+        if doing is not None and (spent := self._clock() - doing[1]) >= STUCK_S:
+            found["loop"] = f"in {doing[0]} for {spent:.0f} s"
+        return found
 
     @property
     def ready(self) -> bool:

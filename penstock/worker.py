@@ -6,7 +6,10 @@ Imports no feast: a worker is ready within seconds. What a stage's own service n
 import ctypes
 import gc
 import logging
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from types import FrameType
@@ -36,6 +39,9 @@ log = logging.getLogger(__name__)
 
 HEADROOM_BYTES = 64 << 10
 """What an envelope, the features and a dead letter's headers may add to an event."""
+
+LONGEST_STOP_S = 15
+"""Supervisors kill after 20 s and more: a worker that ends by itself says so in its log."""
 
 _ARENA_MAX = -8
 """``M_ARENA_MAX`` of malloc.h."""
@@ -142,6 +148,7 @@ def make_loop(
         [source.topic for source in stage_plan.inputs if source.format == "raw"],
         stage.absorbs,
     )
+    health.ask("broker", transport.trouble)
     observer = Observer(name, health, {topic: transport.partitions(topic) for topic in topics})
     pace = Pace(
         interval_ms / 1000,
@@ -198,8 +205,24 @@ def schema_lookup(plan: Plan, settings: Settings) -> Lookup:
 
 
 def _stop_on_signals(loop: Loop) -> None:
+    """A broker that is away may hold the loop in a call for as long as it likes, where Python hears of no signal."""
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_last, args=(heard,), name="stop", daemon=True).start()
+
     def stop(number: int, frame: FrameType | None) -> None:
         loop.stop()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+
+
+def _end_at_last(heard: int) -> None:
+    os.read(heard, 1)
+    time.sleep(LONGEST_STOP_S)
+    log.error(
+        "not stopped %d s after it was told to. What is not committed is done again after the next start",
+        LONGEST_STOP_S,
+    )
+    os._exit(1)

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.records import Header
-from penstock.transport.answers import Answers
 from penstock.transport.librdkafka import (
     ASSIGN_PARTITIONS,
     ERRONEOUS_STATE,
@@ -39,6 +38,7 @@ from penstock.transport.librdkafka import (
     places_of,
     rd,
 )
+from penstock.transport.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class _Client:
         rd.conf_set_error_cb(conf, self._callbacks[0])
         rd.conf_set_log_cb(conf, self._callbacks[1])
         self._configure(conf)
-        self.answers = Answers(conf)
+        self.traffic = Traffic(conf)
         self.handle = rd.new(kind, conf, text, _TEXT)
         if not self.handle:
             rd.conf_destroy(conf)

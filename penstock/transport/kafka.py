@@ -51,6 +51,8 @@ PATIENCE_S = 10.0
 START_S = 60.0
 ANSWER_S = 30.0
 """A broker under load is slow before it is away, and nothing is lost by waiting for it."""
+SILENCE_S = 5.0
+"""Without an answer of any kind for longer, a broker is away; or for two heartbeats where those are seldom."""
 MOST_WAITING = 500_000
 """Rows that may lie in the client's queue before more are handed to it; it takes twice as many, so it refuses none."""
 _ROW_FAULTS = {
@@ -61,12 +63,6 @@ _ROW_FAULTS = {
     librdkafka.INVALID_MSG,
 }
 """What a row itself can be guilty of; every other failed delivery is a fault of the way, and is sent again."""
-_OF_TRANSACTIONS = (
-    librdkafka.ADD_PARTITIONS_TO_TXN,
-    librdkafka.ADD_OFFSETS_TO_TXN,
-    librdkafka.END_TXN,
-    librdkafka.TXN_OFFSET_COMMIT,
-)
 _FATAL = {
     librdkafka.FATAL,
     librdkafka.FENCED,
@@ -123,6 +119,8 @@ class KafkaTransport:
         self._starts: dict[Partition, int] = {}
         self._revoked: set[Partition] = set()
         self._trouble: BaseException | None = None
+        self._silence_s = max(SILENCE_S, settings.session_timeout_ms / 2000)
+        self._heard, self._heard_at = 0, time.monotonic()
         self._produces = {**client, **PRODUCER, "message.max.bytes": max_message_bytes}
         if self._exactly_once:
             self._produces |= {"transactional.id": slot, "transaction.timeout.ms": settings.transaction_timeout_ms}
@@ -166,17 +164,21 @@ class KafkaTransport:
                 log.warning("Kafka is asked again to let %s begin: %s", slot, fault)
 
     def _begin(self) -> None:
-        """A request that was sent and never answered may reach the broker at any time, and acts on whichever transaction
-        is open then (librdkafka has no KIP-890). A new producer's epoch keeps it out.
-        """
+        """Keeps a former transaction's late requests out of this one by the epoch of a new producer."""
         if self._exactly_once:
-            if late := self._producer.answers.missing(*_OF_TRANSACTIONS):
-                log.warning("%d requests of former transactions were never answered: a new producer goes on", late)
+            if self._asked_again(librdkafka.END_TXN) or self._asked_again(librdkafka.TXN_OFFSET_COMMIT):
+                log.warning("the end of a transaction was asked for more than once: a new producer takes over")
                 self._producer.close()
                 self._producer = Producer(self._produces, self._on_error, self._on_failed)
                 self._begin_as(self._client["client.id"])
+            self._producer.traffic.mark()
             self._producer.begin()
         self._open = True
+
+    def _asked_again(self, api: int) -> bool:
+        """A transaction sends one request of this kind. If that was lost on its way and another did what it should, the
+        lost one may come yet, and act on whichever transaction is open then: librdkafka has no KIP-890."""
+        return self._producer.traffic.sent(api) > 1
 
     def subscribe(self, topics: Sequence[str], placement: Placement) -> None:
         self._placement = placement
@@ -347,8 +349,9 @@ class KafkaTransport:
                         self._insist(lambda: self._producer.send_offsets(places, group, PATIENCE_S), "send offsets")
                 self._insist(lambda: self._producer.commit(PATIENCE_S), "commit")
         except KafkaFault as fault:
-            undecided = self._producer.answers.missing(librdkafka.END_TXN)  # one of them may have committed
-            if not self._exactly_once or (fault.abortable and not undecided):
+            # of two requests to commit the first may have done it, whatever the second was told
+            abortable = fault.abortable and not self._asked_again(librdkafka.END_TXN)
+            if not self._exactly_once or abortable:
                 self._producer.flush(PATIENCE_S)  # the reports that name the rows may still be on their way
                 raise TransactionAborted(str(fault), self._failed) from fault
             raise Fenced(f"slot {self._group}: {fault}") from fault
@@ -413,6 +416,15 @@ class KafkaTransport:
 
     def identity(self, topic: str) -> str:
         return identity(self._client, topic, ANSWER_S)
+
+    def trouble(self) -> str | None:
+        """A consumer fetches or at least beats all the time: what does not answer it is away, or the way there is."""
+        heard, now = self._consumer.traffic.answers, time.monotonic()
+        if heard != self._heard:
+            self._heard, self._heard_at = heard, now
+        if (silent := now - self._heard_at) < self._silence_s:
+            return None
+        return f"Kafka at {self._client['bootstrap.servers']} has not answered for {silent:.0f} s"
 
     def close(self) -> None:
         """Keeps the membership: a static member that comes back within the session has its partitions at once."""

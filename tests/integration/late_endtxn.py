@@ -9,6 +9,7 @@ import socket
 import struct
 import tempfile
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Literal
 from unittest.mock import patch
@@ -27,6 +28,8 @@ END_TXN = 26
 Way = Literal["reset", "time-out"]
 """How the client comes to ask again: its connection is reset, or its request times out."""
 Ending = Literal["commit", "abort"]
+WAYS: tuple[Way, ...] = ("reset", "time-out")
+ENDINGS: tuple[Ending, ...] = ("commit", "abort")
 
 
 class HoldingProxy(Proxy):
@@ -36,6 +39,10 @@ class HoldingProxy(Proxy):
         super().__init__()
         self.hold: Way | None = None
         self._held: tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    def __exit__(self, *told: object) -> None:
+        super().__exit__(*told)
+        self._listener.close()
 
     def release(self) -> int:
         """Delivers it on the connection on which it came; returns the error code that the broker answered."""
@@ -115,6 +122,13 @@ def attempt(
     return code
 
 
+def topics_on(bootstrap: str, *names: str) -> list[str]:
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    for made in admin.create_topics([NewTopic(name, 1, 1) for name in names]).values():
+        made.result(30)
+    return list(names)
+
+
 def attempts(
     proxy: HoldingProxy, bootstrap: str, trials: int, way: Way, held: Ending, *, guarded: bool
 ) -> Counter[str]:
@@ -122,16 +136,13 @@ def attempts(
     worker did (``decided by the late one``), as the worker did (``right``) or with the worker (``fenced``); and
     how often the broker refused the late one."""
     name = f"late{uuid4().hex[:8]}"
-    topics = [f"{name}.a", f"{name}.b"]
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    for made in admin.create_topics([NewTopic(topic, 1, 1) for topic in topics]).values():
-        made.result(30)
+    topics = topics_on(bootstrap, f"{name}.a", f"{name}.b")
     settings = Settings(bootstrap_servers=f"127.0.0.1:{proxy.port}")
-    guard = kafka._OF_TRANSACTIONS if guarded else ()
+    guard = KafkaTransport._asked_again if guarded else lambda *_: False
     found: Counter[str] = Counter()
     fates: dict[str, str] = {}
     with (
-        patch.object(kafka, "_OF_TRANSACTIONS", guard),
+        patch.object(KafkaTransport, "_asked_again", guard),
         patch.dict(kafka.PRODUCER, {"socket.timeout.ms": 1000}),
     ):
         transport = KafkaTransport(settings, name, "test")
@@ -163,13 +174,14 @@ def main() -> None:
     parser.add_argument("trials", type=int)
     trials = parser.parse_args().trials
     logging.disable(logging.WARNING)
-    with tempfile.TemporaryDirectory() as folder, HoldingProxy() as proxy:
-        with BrokerBehind(Path(folder), proxy) as broker:
-            for guarded in (False, True):
-                for held in ("commit", "abort"):
-                    for way in ("reset", "time-out"):
-                        found = attempts(proxy, broker.bootstrap, trials, way, held, guarded=guarded)
-                        print(f"guard {guarded!s:5}  late {held:6}  after a {way:8}  {dict(found)}", flush=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        HoldingProxy() as proxy,
+        BrokerBehind(Path(folder), proxy) as broker,
+    ):
+        for guarded, held, way in product((False, True), ENDINGS, WAYS):
+            found = attempts(proxy, broker.bootstrap, trials, way, held, guarded=guarded)
+            print(f"guard {guarded!s:5}  late {held:6}  after a {way:8}  {dict(found)}", flush=True)
 
 
 if __name__ == "__main__":
