@@ -321,7 +321,8 @@ class Loop:
         """Commits before the partitions go; if that fails they are treated as lost, and the rest is sent again."""
         self.outbox.add_unsourced(self.stage.flush())
         try:
-            self.transport.commit(self.outbox.positions)
+            with self._observer.phase("commit"):
+                self.transport.commit(self.outbox.positions)
         except TransactionAborted as aborted:
             log.warning("the commit before a revocation was aborted: %s", aborted)
             self._observer.aborted()

@@ -6,13 +6,8 @@ Imports no feast: a worker is ready within seconds. What a stage's own service n
 import ctypes
 import gc
 import logging
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from types import FrameType
 
 from penstock import logs
 from penstock.codec.avro import AvroDecoder, AvroEncoder
@@ -34,14 +29,12 @@ from penstock.snapshots.taking import Snapshots
 from penstock.stage import Stage, StageKind
 from penstock.transport.kafka import KafkaTransport
 from penstock.transport.protocol import Fenced, Transport
+from penstock.watchdog import watch
 
 log = logging.getLogger(__name__)
 
 HEADROOM_BYTES = 64 << 10
 """What an envelope, the features and a dead letter's headers may add to an event."""
-
-LONGEST_STOP_S = 15
-"""Supervisors kill after 20 s and more: a worker that ends by itself says so in its log."""
 
 _ARENA_MAX = -8
 """``M_ARENA_MAX`` of malloc.h."""
@@ -107,7 +100,7 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
         loop = make_loop(plan, name, settings, stage, transport, health, interval_ms)
         loop.companion = companion
         loop.recovery.snapshots = snapshots_of(plan, name, settings, stage, transport)
-        _stop_on_signals(loop)
+        watch(health, loop.stop)
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -202,27 +195,3 @@ def schema_lookup(plan: Plan, settings: Settings) -> Lookup:
         return known[schema_id]
 
     return look_up
-
-
-def _stop_on_signals(loop: Loop) -> None:
-    """A broker that is away may hold the loop in a call for as long as it likes, where Python hears of no signal."""
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_end_at_last, args=(heard,), name="stop", daemon=True).start()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        loop.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-
-
-def _end_at_last(heard: int) -> None:
-    os.read(heard, 1)
-    time.sleep(LONGEST_STOP_S)
-    log.error(
-        "not stopped %d s after it was told to. What is not committed is done again after the next start",
-        LONGEST_STOP_S,
-    )
-    os._exit(1)

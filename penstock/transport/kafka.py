@@ -424,7 +424,7 @@ class KafkaTransport:
             self._heard, self._heard_at = heard, now
         if (silent := now - self._heard_at) < self._silence_s:
             return None
-        return f"Kafka at {self._client['bootstrap.servers']} has not answered for {silent:.0f} s"
+        return f"nothing was heard of Kafka at {self._client['bootstrap.servers']} for {silent:.0f} s"
 
     def close(self) -> None:
         """Keeps the membership: a static member that comes back within the session has its partitions at once."""
