@@ -126,7 +126,8 @@ class KafkaTransport:
             self._produces |= {"transactional.id": slot, "transaction.timeout.ms": settings.transaction_timeout_ms}
         else:
             self._produces |= {"enable.idempotence": True}
-        self._producer = Producer(self._produces, self._on_error, self._on_failed)
+        self._cut_off = False
+        self._producer = Producer(self._produces, self._on_producer_error, self._on_failed)
         try:
             if self._exactly_once:
                 self._begin_as(slot)
@@ -152,7 +153,10 @@ class KafkaTransport:
         deadline = time.monotonic() + START_S
         while True:
             try:
-                return self._producer.init_transactions(PATIENCE_S)
+                self._producer.init_transactions(PATIENCE_S)
+                self._producer.poll()  # tells of what went wrong on the way here
+                self._cut_off = False
+                return
             except KafkaFault as fault:
                 if fault.fatal or fault.code in _FATAL:
                     raise Fenced(f"slot {slot}: init_transactions: {fault}") from fault
@@ -164,12 +168,18 @@ class KafkaTransport:
                 log.warning("Kafka is asked again to let %s begin: %s", slot, fault)
 
     def _begin(self) -> None:
-        """Keeps a former transaction's late requests out of this one by the epoch of a new producer."""
+        """With a new producer where the old one may be harmed by what went before. Its epoch keeps a former
+        transaction's late requests out, and it remembers no coordinator that is gone: the old one might wait for that
+        for ever (librdkafka's issue 5511).
+        """
         if self._exactly_once:
-            if self._asked_again(librdkafka.END_TXN) or self._asked_again(librdkafka.TXN_OFFSET_COMMIT):
-                log.warning("the end of a transaction was asked for more than once: a new producer takes over")
+            self._producer.poll()  # tells its errors
+            repeated = self._asked_again(librdkafka.END_TXN) or self._asked_again(librdkafka.TXN_OFFSET_COMMIT)
+            if repeated or self._cut_off:
+                why = "an end was asked for twice" if repeated else "the broker was away"
+                log.warning("a new producer takes over: %s", why)
                 self._producer.close()
-                self._producer = Producer(self._produces, self._on_error, self._on_failed)
+                self._producer = Producer(self._produces, self._on_producer_error, self._on_failed)
                 self._begin_as(self._client["client.id"])
             self._producer.traffic.mark()
             self._producer.begin()
@@ -210,6 +220,10 @@ class KafkaTransport:
 
     def _on_error(self, code: int, why: str) -> None:
         log.warning("kafka client: %s", why, extra={"code": librdkafka.name_of(code)})
+
+    def _on_producer_error(self, code: int, why: str) -> None:
+        self._cut_off = True
+        self._on_error(code, why)
 
     def _on_failed(self, code: int, number: int) -> None:
         mark = _Mark.read(number)
