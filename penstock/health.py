@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -13,12 +14,20 @@ STUCK_S = 5.0
 """A loop that is longer than this in one call is not ready, whatever it waits for."""
 
 
+class Doing(NamedTuple):
+    """The loop's phase, and for how many seconds it has been in it."""
+
+    phase: str
+    seconds: float
+
+
 class Health:
     """What a worker knows of itself. ``waiting_for`` maps what is missing to why; empty means ready."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._waiting_for: dict[str, str] = {"start": "the worker is starting"}
-        self._doing: tuple[str, float] | None = None
+        self._asked: dict[str, Callable[[], str | None]] = {}
+        self._began: tuple[str, float] | None = None
         self._clock = clock
         self.alive = True
 
@@ -29,19 +38,28 @@ class Health:
         else:
             self._waiting_for[what] = why
 
+    def ask(self, what: str, why: Callable[[], str | None]) -> None:
+        """The same, found out whenever somebody wants to know: the loop may hang over it. Called by any thread."""
+        self._asked[what] = why
+
     def began(self, phase: str) -> None:
         """The loop is in ``phase`` from now on, until ``ended``."""
-        self._doing = phase, self._clock()
+        self._began = phase, self._clock()
 
     def ended(self) -> None:
-        self._doing = None
+        self._began = None
+
+    @property
+    def doing(self) -> Doing | None:
+        began = self._began  # the loop's thread may be done with it any moment
+        return None if began is None else Doing(began[0], self._clock() - began[1])
 
     @property
     def waiting_for(self) -> dict[str, str]:
-        doing = self._doing  # the loop's thread may be done with it any moment
-        if doing is None or (spent := self._clock() - doing[1]) < STUCK_S:
-            return dict(self._waiting_for)
-        return {**self._waiting_for, "loop": f"in {doing[0]} for {spent:.0f} s"}
+        found = {**self._waiting_for, **{what: why for what, ask in self._asked.items() if (why := ask()) is not None}}
+        if (doing := self.doing) is not None and doing.seconds >= STUCK_S:
+            found["loop"] = f"in {doing.phase} for {doing.seconds:.0f} s"
+        return found
 
     @property
     def ready(self) -> bool:

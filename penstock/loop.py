@@ -10,7 +10,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +23,7 @@ from penstock.lanes import Work
 from penstock.memory import MIB, Memory, OutgrownError
 from penstock.observer import Observer
 from penstock.outbox import REFUSED, Outbox, Tally, UnencodableError
+from penstock.pace import Pace
 from penstock.records import Output, Partition, Reason, Result
 from penstock.recovery import IncompleteLogError, Recovery
 from penstock.schemas.registry import TransientLookupError
@@ -40,32 +40,6 @@ MOST_ABORTS = 20
 """Aborts in a row that name no row, after which a worker starts anew: the fault is not one that passes."""
 TOLD = (Fenced, FateError, UnencodableError, IncompleteLogError, OutgrownError, OSError)
 """How a worker ends that knows why; whatever else ends it may be a row's doing."""
-MOST_GATHER_S = 0.0125
-"""However seldom a stage commits, rows and rebalances are not left waiting for long."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How much and how often. ``lateness_ms`` bounds how far partitions of different workers may come apart."""
-
-    commit_interval_s: float
-    max_batch_rows: int
-    max_wait_s: float
-    lateness_ms: int
-    future_ms: int
-    allow_incomplete_windows: bool = False
-
-    @property
-    def soonest_commit_s(self) -> float:
-        """A drained input is committed at once, but not more often than this: each transaction costs the broker a
-        marker in every partition it touched."""
-        return self.commit_interval_s / 2
-
-    @property
-    def gather_s(self) -> float:
-        """Least time between two polls that found less than a batch: what is read sooner is not seen sooner, and many
-        small batches cost more than a few."""
-        return min(self.commit_interval_s / 8, MOST_GATHER_S)
 
 
 class Loop:
@@ -307,26 +281,16 @@ class Loop:
         again after the next poll, for there alone it is told that partitions are another's."""
         self.recovery.journal.over()
         if not self.outbox:
-            return
-        with self._observer.phase("commit"):
-            self.outbox.add_unsourced(self.stage.flush())
-            self.outbox.positions.update(self._untold())
-            refused = False
-            while True:
-                try:
-                    self.transport.commit(self.outbox.positions)
-                    break
-                except TransactionAborted as aborted:
-                    log.warning("transaction aborted and sent again: %s", aborted)
-                    self._observer.aborted()
-                    self._observer.waiting("commit", f"the transaction was aborted: {aborted}")
-                    self.transport.abort()
-                    self.outbox.resend(aborted.refused)
-                    if not (aborted.refused or refused):
-                        self._try_later(aborted)
-                        return
-                    # a refusal leaves a gap in librdkafka's sequence numbers, over which it aborts once more
-                    refused = bool(aborted.refused)
+            return None
+        self.outbox.add_unsourced(self.stage.flush())
+        self.outbox.positions.update(self._untold())
+        refused = False
+        while (aborted := self._try_to_commit()) is not None:
+            if not (aborted.refused or refused):
+                self._try_later(aborted)
+                return
+            # a refusal leaves a gap in librdkafka's sequence numbers, over which it aborts once more
+            refused = bool(aborted.refused)
         self._observer.waiting("commit", None)
         self._aborts = 0
         self._committed = self._clock()
@@ -334,6 +298,20 @@ class Loop:
         self._told.update(positions)
         self._finished(self.outbox.clear(), positions)
         self._observer.collect_garbage(gc.collect)
+
+    def _try_to_commit(self) -> TransactionAborted | None:
+        """None when it is done; else why not, with the same content sent again."""
+        with self._observer.phase("commit"):
+            try:
+                self.transport.commit(self.outbox.positions)
+            except TransactionAborted as aborted:
+                log.warning("transaction aborted and sent again: %s", aborted)
+                self._observer.aborted()
+                self._observer.waiting("commit", f"the transaction was aborted: {aborted}")
+                self.transport.abort()
+                self.outbox.resend(aborted.refused)
+                return aborted
+        return None
 
     def _try_later(self, aborted: TransactionAborted) -> None:
         self._aborts += 1
@@ -366,7 +344,8 @@ class Loop:
         """Commits before the partitions go; if that fails they are treated as lost, and the rest is sent again."""
         self.outbox.add_unsourced(self.stage.flush())
         try:
-            self.transport.commit(self.outbox.positions)
+            with self._observer.phase("commit"):
+                self.transport.commit(self.outbox.positions)
         except TransactionAborted as aborted:
             log.warning("the commit before a revocation was aborted: %s", aborted)
             self._observer.aborted()

@@ -6,10 +6,8 @@ Imports no feast: a worker is ready within seconds. What a stage's own service n
 import ctypes
 import gc
 import logging
-import signal
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from types import FrameType
 
 from penstock import logs, telemetry
 from penstock.breaker import Breaker
@@ -21,10 +19,11 @@ from penstock.health import Health, HealthServer
 from penstock.intake import Intake, TopicReader
 from penstock.journal.notes import Notes
 from penstock.journal.stepping import Journal
-from penstock.loop import Loop, Pace
+from penstock.loop import Loop
 from penstock.memory import Memory, OutgrownError, cgroup_limit, memory_limit
 from penstock.observer import Observer
 from penstock.outbox import Outbox, UnencodableError
+from penstock.pace import Pace
 from penstock.plan import AvroSchema, InputPlan, Plan, PlanError, StagePlan
 from penstock.recovery import IncompleteLogError
 from penstock.schemas.registry import ConfluentRegistry, UnknownSchemaId
@@ -35,6 +34,7 @@ from penstock.snapshots.taking import Snapshots
 from penstock.stage import Stage, StageKind
 from penstock.transport.kafka import KafkaTransport
 from penstock.transport.protocol import Fenced, Transport
+from penstock.watchdog import watch
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
         limit = memory_limit(settings.memory_limit_mb)
         loop.memory = Memory(limit) if limit is not None else None
         loop.recovery.journal = journal_of(plan, name, settings, transport, loop.intake)
-        _stop_on_signals(loop)
+        watch(health, loop.stop)
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -152,6 +152,7 @@ def make_loop(
         [source.topic for source in stage_plan.inputs if source.format == "raw"],
         stage.absorbs,
     )
+    health.ask("broker", transport.trouble)
     observer = Observer(name, health, {topic: transport.partitions(topic) for topic in topics})
     pace = Pace(
         interval_ms / 1000,
@@ -222,11 +223,3 @@ def schema_lookup(plan: Plan, settings: Settings) -> Lookup:
         return known[schema_id]
 
     return look_up
-
-
-def _stop_on_signals(loop: Loop) -> None:
-    def stop(number: int, frame: FrameType | None) -> None:
-        loop.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)

@@ -13,9 +13,10 @@ from penstock.breaker import Breaker
 from penstock.codec.decoded import Decoded
 from penstock.health import Health
 from penstock.intake import Intake, TopicReader
-from penstock.loop import Loop, Pace
+from penstock.loop import Loop
 from penstock.observer import Observer
 from penstock.outbox import Outbox
+from penstock.pace import Pace
 from penstock.records import Batch, Output, Result
 from penstock.stage import Stage
 from penstock.transport.protocol import Transport

@@ -38,6 +38,7 @@ from penstock.transport.librdkafka import (
     places_of,
     rd,
 )
+from penstock.transport.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class _Client:
         rd.conf_set_error_cb(conf, self._callbacks[0])
         rd.conf_set_log_cb(conf, self._callbacks[1])
         self._configure(conf)
+        self.traffic = Traffic(conf)
         self.handle = rd.new(kind, conf, text, _TEXT)
         if not self.handle:
             rd.conf_destroy(conf)

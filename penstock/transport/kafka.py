@@ -51,6 +51,8 @@ PATIENCE_S = 10.0
 START_S = 60.0
 ANSWER_S = 30.0
 """A broker under load is slow before it is away, and nothing is lost by waiting for it."""
+SILENCE_S = 5.0
+"""Without an answer of any kind for longer, a broker is away; or for two heartbeats where those are seldom."""
 MOST_WAITING = 500_000
 """Rows that may lie in the client's queue before more are handed to it; it takes twice as many, so it refuses none."""
 _ROW_FAULTS = {
@@ -117,12 +119,15 @@ class KafkaTransport:
         self._starts: dict[Partition, int] = {}
         self._revoked: set[Partition] = set()
         self._trouble: BaseException | None = None
-        producer = {**client, **PRODUCER, "message.max.bytes": max_message_bytes}
+        self._silence_s = max(SILENCE_S, settings.session_timeout_ms / 2000)
+        self._heard, self._heard_at = 0, time.monotonic()
+        self._produces = {**client, **PRODUCER, "message.max.bytes": max_message_bytes}
         if self._exactly_once:
-            producer |= {"transactional.id": slot, "transaction.timeout.ms": settings.transaction_timeout_ms}
+            self._produces |= {"transactional.id": slot, "transaction.timeout.ms": settings.transaction_timeout_ms}
         else:
-            producer |= {"enable.idempotence": True}
-        self._producer = Producer(producer, self._on_error, self._on_failed)
+            self._produces |= {"enable.idempotence": True}
+        self._cut_off = False
+        self._producer = Producer(self._produces, self._on_producer_error, self._on_failed)
         try:
             if self._exactly_once:
                 self._begin_as(slot)
@@ -148,7 +153,10 @@ class KafkaTransport:
         deadline = time.monotonic() + START_S
         while True:
             try:
-                return self._producer.init_transactions(PATIENCE_S)
+                self._producer.init_transactions(PATIENCE_S)
+                self._producer.poll()  # tells of what went wrong on the way here
+                self._cut_off = False
+                return
             except KafkaFault as fault:
                 if fault.fatal or fault.code in _FATAL:
                     raise Fenced(f"slot {slot}: init_transactions: {fault}") from fault
@@ -158,6 +166,29 @@ class KafkaTransport:
                         " address, the TLS and SASL settings, and this user's right on the transactional id"
                     ) from fault
                 log.warning("Kafka is asked again to let %s begin: %s", slot, fault)
+
+    def _begin(self) -> None:
+        """With a new producer where the old one may be harmed by what went before. Its epoch keeps a former
+        transaction's late requests out, and it remembers no coordinator that is gone: the old one might wait for that
+        for ever (librdkafka's issue 5511).
+        """
+        if self._exactly_once:
+            self._producer.poll()  # tells its errors
+            repeated = self._asked_again(librdkafka.END_TXN) or self._asked_again(librdkafka.TXN_OFFSET_COMMIT)
+            if repeated or self._cut_off:
+                why = "an end was asked for twice" if repeated else "the broker was away"
+                log.warning("a new producer takes over: %s", why)
+                self._producer.close()
+                self._producer = Producer(self._produces, self._on_producer_error, self._on_failed)
+                self._begin_as(self._client["client.id"])
+            self._producer.traffic.mark()
+            self._producer.begin()
+        self._open = True
+
+    def _asked_again(self, api: int) -> bool:
+        """A transaction sends one request of this kind. If that was lost on its way and another did what it should, the
+        lost one may come yet, and act on whichever transaction is open then: librdkafka has no KIP-890."""
+        return self._producer.traffic.sent(api) > 1
 
     def subscribe(self, topics: Sequence[str], placement: Placement) -> None:
         self._placement = placement
@@ -189,6 +220,10 @@ class KafkaTransport:
 
     def _on_error(self, code: int, why: str) -> None:
         log.warning("kafka client: %s", why, extra={"code": librdkafka.name_of(code)})
+
+    def _on_producer_error(self, code: int, why: str) -> None:
+        self._cut_off = True
+        self._on_error(code, why)
 
     def _on_failed(self, code: int, number: int) -> None:
         mark = _Mark.read(number)
@@ -250,9 +285,8 @@ class KafkaTransport:
         *,
         alone: bool = False,
     ) -> None:
-        if self._exactly_once and not self._open:
-            self._producer.begin()
-        self._open = True
+        if not self._open:
+            self._begin()
         send, self._sends = self._sends, self._sends + 1
         keys, values = column(keys), column(values)
         if len(keys) != len(values):
@@ -323,14 +357,15 @@ class KafkaTransport:
                     self._consumer.commit(places)
             else:
                 if not self._open:
-                    self._producer.begin()
-                    self._open = True
+                    self._begin()
                 if places:
                     with self._consumer.group_metadata() as group:
                         self._insist(lambda: self._producer.send_offsets(places, group, PATIENCE_S), "send offsets")
                 self._insist(lambda: self._producer.commit(PATIENCE_S), "commit")
         except KafkaFault as fault:
-            if not self._exactly_once or fault.abortable:
+            # of two requests to commit the first may have done it, whatever the second was told
+            abortable = fault.abortable and not self._asked_again(librdkafka.END_TXN)
+            if not self._exactly_once or abortable:
                 self._producer.flush(PATIENCE_S)  # the reports that name the rows may still be on their way
                 raise TransactionAborted(str(fault), self._failed) from fault
             raise Fenced(f"slot {self._group}: {fault}") from fault
@@ -395,6 +430,15 @@ class KafkaTransport:
 
     def identity(self, topic: str) -> str:
         return identity(self._client, topic, ANSWER_S)
+
+    def trouble(self) -> str | None:
+        """A consumer fetches or at least beats all the time: what does not answer it is away, or the way there is."""
+        heard, now = self._consumer.traffic.answers, time.monotonic()
+        if heard != self._heard:
+            self._heard, self._heard_at = heard, now
+        if (silent := now - self._heard_at) < self._silence_s:
+            return None
+        return f"nothing was heard of Kafka at {self._client['bootstrap.servers']} for {silent:.0f} s"
 
     def close(self) -> None:
         """Keeps the membership: a static member that comes back within the session has its partitions at once."""

@@ -18,6 +18,8 @@ ASSIGN_PARTITIONS, ERRONEOUS_STATE, NO_OFFSET = -175, -172, -1001
 MSG_SIZE_TOO_LARGE, TOPIC_AUTHORIZATION_FAILED, GROUP_AUTHORIZATION_FAILED = 10, 29, 30
 RECORD_LIST_TOO_LARGE, INVALID_TIMESTAMP, INVALID_MSG, INVALID_PRODUCER_EPOCH = 18, 32, 2, 47
 FENCED_INSTANCE_ID, INVALID_RECORD = 82, 87
+END_TXN, TXN_OFFSET_COMMIT = 26, 28
+"""API keys."""
 
 
 class TopicPartition(ctypes.Structure):
@@ -113,6 +115,7 @@ class Metadata(ctypes.Structure):
 ON_REBALANCE = ctypes.CFUNCTYPE(None, c_void_p, c_int, POINTER(TopicPartitions), c_void_p)
 ON_DELIVERY = ctypes.CFUNCTYPE(None, c_void_p, POINTER(Message), c_void_p)
 ON_ERROR = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_char_p, c_void_p)
+ON_NEW = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_size_t)
 ON_LOG = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_char_p, c_char_p)
 
 # the library that confluent-kafka is linked to, wherever its wheel keeps it
@@ -128,6 +131,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "conf_set_dr_msg_cb": (None, _P, ON_DELIVERY),
     "conf_set_error_cb": (None, _P, ON_ERROR),
     "conf_set_log_cb": (None, _P, ON_LOG),
+    "conf_interceptor_add_on_new": (_I, _P, c_char_p, ON_NEW, _P),
+    "interceptor_add_on_request_sent": (_I, _P, c_char_p, _P, _P),
+    "interceptor_add_on_response_received": (_I, _P, c_char_p, _P, _P),
     "new": (_P, _I, _P, c_char_p, _S),
     "set_log_queue": (_I, _P, _P),
     "destroy_flags": (None, _P, _I),

@@ -230,6 +230,9 @@ class MemoryTransport:
     def identity(self, topic: str) -> str:
         return self.broker.ids[topic]
 
+    def trouble(self) -> str | None:
+        return None
+
     def close(self) -> None:
         self.broker.leave(self.group, self._topics, self)
 

@@ -122,4 +122,8 @@ class Transport(Protocol):
     def identity(self, topic: str) -> str:
         """Another for a topic that was made anew under the same name, or is another cluster's."""
 
+    def trouble(self) -> str | None:
+        """Why nothing can be read or written just now, as far as it is known without asking; called by any thread, the
+        more often the sooner it is told."""
+
     def close(self) -> None: ...

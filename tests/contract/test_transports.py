@@ -21,9 +21,10 @@ from penstock.fates import FateError
 from penstock.health import Health
 from penstock.intake import Intake, TopicReader
 from penstock.local.resolve import BrokerHandle
-from penstock.loop import Loop, Pace
+from penstock.loop import Loop
 from penstock.observer import Observer
 from penstock.outbox import Outbox
+from penstock.pace import Pace
 from penstock.records import Batch, Header, Output, Partition, Reason, Records, Result
 from penstock.schemas.registry import TransientLookupError
 from penstock.snapshots.files import SnapshotFiles
@@ -384,6 +385,41 @@ def test_an_abort_sends_again_without_touching_state(world: World) -> None:
     place.run(loop, place.settled(loop, 20))
     assert place.values(place.target) == [b"v%d=%d" % (i, i + 1) for i in range(20)]
     assert stage.processed == 20
+
+
+def test_with_a_third_of_all_transactions_aborted_the_output_is_the_same_and_no_state_is_restored(world: World) -> None:
+    place = Workplace(world, partitions=2)
+    stage, chance = Counting(place.target), np.random.default_rng(7)
+    loop = place.worker(stage)
+    restored: list[Partition] = []
+    restore, commit = stage.restore, loop.transport.commit
+
+    def restoring(partition: Partition, snapshot: bytes | None) -> None:
+        restored.append(partition)
+        restore(partition, snapshot)
+
+    def may_fail(positions: Mapping[Partition, Position]) -> None:
+        if chance.random() < 1 / 3:
+            raise TransactionAborted("the test aborts this one")
+        commit(positions)
+
+    stage.restore = restoring  # type: ignore[method-assign]
+    loop.transport.commit = may_fail  # type: ignore[method-assign]
+    tries = commits(loop)
+    loop.transport.subscribe([place.source], loop)
+    rows = [(b"k%d" % (i % 5), b"v%04d" % i) for i in range(1200)]
+    for start in range(0, len(rows), 20):
+        world.append(place.source, rows[start : start + 20])
+        place.go_on([loop], lambda done=start + 20: stage.processed == done and not loop.outbox)  # type: ignore[misc]
+    counts: dict[bytes, int] = defaultdict(int)
+    expected = []
+    for key, value in rows:
+        counts[key] += 1
+        expected.append(b"%s=%d" % (value, counts[key]))
+    assert sorted(place.values(place.target)) == expected
+    assert sorted(restored) == [Partition(place.source, 0), Partition(place.source, 1)]
+    assert tries.count("committed") >= 60
+    assert 0.2 < tries.count("0 refused") / len(tries) < 0.5
 
 
 def test_a_row_that_the_broker_refuses_becomes_a_dead_letter_and_the_rest_is_sent(world: World) -> None:

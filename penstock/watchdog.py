@@ -1,0 +1,60 @@
+"""Ends a worker that hangs in Kafka's client, where neither a signal nor an exception reaches it.
+
+Nothing is lost by it: what is not committed is done again. ``send_offsets_to_transaction`` of librdkafka keeps no
+time-out, and may wait for a coordinator that is back already (its issues 5456 and 5511).
+"""
+
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from penstock.health import Health
+
+log = logging.getLogger(__name__)
+
+LONGEST_STOP_S = 15.0
+"""Supervisors kill after 20 s and more: a worker that ends by itself says so in its log."""
+LONGEST_COMMIT = 30
+"""Looks: what was stopped for a while, with the machine or by a signal, has not hung. The broker itself gives up a
+transaction that is open for ``transaction_timeout_ms``, 10 s."""
+LOOK_EVERY_S = 1.0
+
+
+def watch(health: Health, stop: Callable[[], None]) -> None:
+    """From now on SIGTERM and SIGINT call ``stop``, and end the process if it is not gone ``LONGEST_STOP_S`` later. So
+    does a commit that is seen in ``LONGEST_COMMIT`` looks.
+    """
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)  # Python's own handlers wait for the call to end
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop())
+    threading.Thread(target=_watch, args=(heard, health), name="watchdog", daemon=True).start()
+
+
+def _watch(heard: int, health: Health) -> None:
+    told: float | None = None
+    looks = 0
+    while True:
+        signals, _, _ = select.select([heard], [], [], LOOK_EVERY_S)
+        now = time.monotonic()
+        if signals:
+            os.read(heard, 1)
+            told = told or now
+        elif (doing := health.doing) is not None and doing.phase == "commit" and doing.seconds > looks * LOOK_EVERY_S:
+            looks += 1
+        else:
+            looks = 0
+        if told is not None and now - told > LONGEST_STOP_S:
+            _end(f"not stopped {LONGEST_STOP_S:.0f} s after it was told to")
+        if looks > LONGEST_COMMIT:
+            _end(f"in one commit for {LONGEST_COMMIT * LOOK_EVERY_S:.0f} s")
+
+
+def _end(why: str) -> None:
+    log.error("%s: the worker ends, and what is not committed is done again", why)
+    os._exit(1)

@@ -1,0 +1,45 @@
+"""What the watchdog ends: a process of its own, whose loop is in a call that never returns."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+HANGING = """
+import ctypes, os, signal, sys
+from penstock import watchdog
+from penstock.health import Health
+
+watchdog.LONGEST_STOP_S, watchdog.LONGEST_COMMIT, watchdog.LOOK_EVERY_S = 0.3, 5, 0.1
+health = Health()
+watchdog.watch(health, lambda: None)
+if "told" in sys.argv:
+    os.kill(os.getpid(), signal.SIGTERM)
+if "commit" in sys.argv:
+    health.began("commit")
+if "process" in sys.argv:
+    health.began("process")
+print("hangs", flush=True)
+for _ in range(2):
+    ctypes.CDLL(None).sleep(2)  # goes on after a signal, as librdkafka's calls do
+"""
+
+
+@pytest.mark.parametrize(
+    ("doing", "code", "why"),
+    [
+        ("told", 1, "not stopped 0 s after it was told to"),
+        ("commit", 1, "in one commit for 0 s"),
+        ("process", 0, ""),
+    ],
+)
+def test_a_worker_ends_that_does_not_stop_or_is_in_one_commit_for_too_long(doing: str, code: int, why: str) -> None:
+    began = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-c", HANGING, doing], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.stdout == "hangs\n"
+    assert run.returncode == code
+    assert why in run.stderr
+    assert (time.monotonic() - began > 4) == (code == 0)
