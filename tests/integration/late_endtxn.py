@@ -1,5 +1,5 @@
 """A network that keeps an EndTxn back and delivers it later, behind the client's back; and what came of it, in numbers:
-`python -m tests.integration.late_endtxn TRIALS`.
+`python -m tests.integration.late_endtxn ROUNDS`.
 """
 
 import argparse
@@ -171,8 +171,8 @@ def attempts(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("trials", type=int)
-    trials = parser.parse_args().trials
+    parser.add_argument("rounds", type=int, help="of five trials, each on a transport of its own")
+    rounds = parser.parse_args().rounds
     logging.disable(logging.WARNING)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -180,7 +180,9 @@ def main() -> None:
         BrokerBehind(Path(folder), proxy) as broker,
     ):
         for guarded, held, way in product((False, True), ENDINGS, WAYS):
-            found = attempts(proxy, broker.bootstrap, trials, way, held, guarded=guarded)
+            found: Counter[str] = Counter()
+            for _ in range(rounds):
+                found += attempts(proxy, broker.bootstrap, 5, way, held, guarded=guarded)
             print(f"guard {guarded!s:5}  late {held:6}  after a {way:8}  {dict(found)}", flush=True)
 
 

@@ -1,5 +1,5 @@
 """An EndTxn that comes late must not decide the transaction that is open then. The same trials without the guard show
-that it would; `python -m tests.integration.late_endtxn TRIALS` counts more of them.
+that it would; `python -m tests.integration.late_endtxn ROUNDS` counts more of them.
 """
 
 from collections.abc import Iterator
