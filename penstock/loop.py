@@ -281,7 +281,7 @@ class Loop:
         again after the next poll, for there alone it is told that partitions are another's."""
         self.recovery.journal.over()
         if not self.outbox:
-            return None
+            return
         self.outbox.add_unsourced(self.stage.flush())
         self.outbox.positions.update(self._untold())
         refused = False
