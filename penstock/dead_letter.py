@@ -9,6 +9,10 @@ import orjson
 
 from penstock.records import Header, Partition, Reason
 
+FIRST_FACT = "__connect.errors.topic"
+"""What a dead letter adds to its record's headers begins here."""
+TRUNCATED = "penstock.truncated"
+
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
@@ -35,7 +39,7 @@ class DeadLetter:
 def dead_letter(row: RawRow, reason: Reason, stage: str, details: dict[str, str]) -> DeadLetter:
     """The dead letter of ``row``; ``details`` become headers ``penstock.NAME`` (schema.id, model …)."""
     facts = {
-        "__connect.errors.topic": row.source.topic,
+        FIRST_FACT: row.source.topic,
         "__connect.errors.partition": str(row.source.number),
         "__connect.errors.offset": str(row.offset),
         "__connect.errors.stage": stage,
@@ -58,8 +62,25 @@ def dead_letter(row: RawRow, reason: Reason, stage: str, details: dict[str, str]
     return DeadLetter(row.key, row.value, [*row.headers, *((name, text.encode()) for name, text in facts.items())])
 
 
-def digest_only(letter: DeadLetter) -> DeadLetter:
-    """The stand-in of a dead letter that is itself too large for the topic: sha256, size and coordinates."""
-    value = letter.value or b""
-    stand_in = orjson.dumps({"sha256": hashlib.sha256(value).hexdigest(), "size": len(value)})
-    return DeadLetter(None, stand_in, [*letter.headers, ("penstock.truncated", str(len(value)).encode())])
+def shortened(letter: DeadLetter) -> DeadLetter | None:
+    """The stand-in of a letter that is too large for its topic: the largest of the record's value, key and headers that
+    is left becomes its sha256 and size. None where nothing of the record is left."""
+    begin = next((i for i, (name, _) in reversed(list(enumerate(letter.headers))) if name == FIRST_FACT), 0)
+    own, facts = letter.headers[:begin], letter.headers[begin:]
+    done = {name for name, _ in facts}
+    parts = {
+        TRUNCATED: letter.value or b"",
+        f"{TRUNCATED}.key": letter.key or b"",
+        f"{TRUNCATED}.headers": b"\n".join(part for name, content in own for part in (name.encode(), content or b"")),
+    }
+    left = {name: content for name, content in parts.items() if content and name not in done}
+    if not left:
+        return None
+    largest = max(left, key=lambda name: len(left[name]))
+    content = left[largest]
+    digest = orjson.dumps({"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)})
+    if largest == TRUNCATED:
+        return DeadLetter(letter.key, digest, [*letter.headers, (TRUNCATED, str(len(content)).encode())])
+    if largest == f"{TRUNCATED}.key":
+        return DeadLetter(None, letter.value, [*letter.headers, (largest, digest)])
+    return DeadLetter(letter.key, letter.value, [*facts, (largest, digest)])

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from penstock.dead_letter import DeadLetter, RawRow, dead_letter, digest_only
+from penstock.dead_letter import DeadLetter, RawRow, dead_letter, shortened
 from penstock.envelope import EVENT_ID, ORIGIN_OFFSET, ORIGIN_PARTITION
 from penstock.lanes import Work
 from penstock.records import Header, Int32s, Output, Partition, Reason, Records, Result, column
@@ -278,8 +278,13 @@ class Outbox:
             if send.topic == self._dead_topic:
                 assert send.headers is not None
                 keys, values = send.keys.to_pylist(), send.values.to_pylist()
-                for row in rows:
-                    letter = digest_only(DeadLetter(None, values[row], send.headers[row]))
+                for row, message in rows.items():
+                    letter = shortened(DeadLetter(keys[row], values[row], send.headers[row]))
+                    if letter is None:
+                        raise Fenced(
+                            f"{send.topic}: {message}: a dead letter of which nothing is left to be cut was refused. "
+                            "Raise the topic's max.message.bytes"
+                        )
                     keys[row], values[row], send.headers[row] = letter.key, letter.value, letter.headers
                 send.keys, send.values = column(keys), column(values)
                 continue

@@ -205,6 +205,9 @@ def _value(shape: Shape, value: Any, path: str) -> Any:
         case Record(_, fields) if isinstance(value, dict):
             inner = (_Field(f.name, f.shape, _missing(f.shape, f.default, path)) for f in fields)
             return {f.name: _field_value(value, f, f"{path}.") for f in inner}
+    whole = isinstance(shape, Primitive) and shape.kind in ("int", "long")
+    if whole and isinstance(value, float) and abs(value) >= 2.0**63:  # orjson reads larger whole numbers as these
+        raise _Wrong("wrong type", f"field {path!r}: the number is out of the range of {describe(shape)}.")
     raise _Wrong("wrong type", f"field {path!r}: a JSON {_kind(value)}, where the schema wants {describe(shape)}.")
 
 
@@ -238,6 +241,8 @@ def _builder(shape: Shape, path: str) -> Callable[[list[Any]], pa.Array]:
 
 def _inferred(column: list[Any], allowed: tuple[pa.DataType, ...], to: pa.DataType) -> pa.Array:
     # given a type, pyarrow would take 1.0 for an integer and true for a number; asked for its own opinion it does not
+    if bool in set(map(type, column)):  # beside a fraction it would be a number to pyarrow too
+        raise _Wrong("", "")
     array = pa.array(column)
     if array.type not in (*allowed, pa.null()):
         raise _Wrong("", "")

@@ -10,12 +10,11 @@ from typing import NamedTuple
 from confluent_kafka import Message
 
 from penstock.dead.topics import read_topic
+from penstock.dead_letter import FIRST_FACT, TRUNCATED
 from penstock.records import Header
 from penstock.settings import Settings
 
 ATTEMPT = "penstock.attempt"
-TRUNCATED = "penstock.truncated"
-_FIRST_FACT = "__connect.errors.topic"
 
 
 class Place(NamedTuple):
@@ -80,6 +79,11 @@ class Letter:
         """The value is not the record's but its digest."""
         return TRUNCATED in self.facts
 
+    @property
+    def whole(self) -> bool:
+        """Value, key and headers are the record's own."""
+        return not any(name.startswith(TRUNCATED) for name in self.facts)
+
     def _place(self, prefix: str) -> Place | None:
         try:
             topic, partition, offset = (self.facts[prefix + part] for part in ("topic", "partition", "offset"))
@@ -110,7 +114,7 @@ def letter_of(message: Message) -> Letter:
     """The letter in a message of a dead-letter topic."""
     headers = list(message.headers() or [])
     # a record may have died elsewhere before and bring a diagnosis of its own: the last one is ours
-    starts = [i for i, (name, _) in enumerate(headers) if name == _FIRST_FACT]
+    starts = [i for i, (name, _) in enumerate(headers) if name == FIRST_FACT]
     end = starts[-1] if starts else len(headers)
     return Letter(
         Place(message.topic(), message.partition(), message.offset()),

@@ -155,7 +155,7 @@ class Judge:
             return Left(letter.place, UNKNOWN, "its stage could not tell which raw record it descends from")
         if note_key(origin, self.target(origin)) in self._done:
             return Left(letter.place, BEFORE, "there is a note of it")
-        if letter.read == origin and not letter.truncated:
+        if letter.read == origin and letter.whole:
             key, value, headers = letter.key, letter.value, letter.headers
         else:
             message = self._places.read(*origin)

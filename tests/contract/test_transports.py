@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from prometheus_client import REGISTRY
 
 import penstock.loop as loop_module
@@ -577,9 +577,9 @@ def test_merged_partitions_go_on_by_event_time(world: World) -> None:
 
 
 def test_a_refused_dead_letter_is_replaced_by_its_digest() -> None:
-    from penstock.dead_letter import digest_only
+    from penstock.dead_letter import shortened
 
-    letter = digest_only(DeadLetter(b"k", b"x" * 100, [("penstock.reason", b"bad")]))
+    letter = shortened(DeadLetter(b"k", b"x" * 100, [("penstock.reason", b"bad")]))
     assert letter.value is not None
     assert b'"size":100' in letter.value
     assert ("penstock.truncated", b"100") in letter.headers
@@ -811,6 +811,21 @@ def test_rows_too_large_together_go_in_parts_and_none_is_blamed(kafka: KafkaWorl
     assert any(tried.endswith("refused") for tried in tries)
     assert place.values(place.dead) == []
     assert [value[:100] for value in place.values(place.target)] == values
+
+
+def test_a_bad_row_whose_headers_are_larger_than_any_letter_may_be_stops_nobody(kafka: KafkaWorld) -> None:
+    place = Workplace(kafka, partitions=1, max_message_bytes="20000")
+    wide = Producer({"bootstrap.servers": kafka.bootstrap, "compression.type": "zstd", "message.max.bytes": 20_000_000})
+    for value, headers in ((b"a", []), (b"bad", [("wide", b"\0" * 5_000_000)]), (b"b", [])):
+        wide.produce(place.source, value, b"k", headers=headers)
+    assert wide.flush(30) == 0
+    loop = place.worker(Counting(place.target))
+    place.run(loop, place.settled(loop, 3))
+    assert [value.split(b"=")[0] for value in place.values(place.target)] == [b"a", b"b"]
+    ((_, key, value, found),) = kafka.rows(place.dead)
+    assert (key, value) == (b"k", b"bad")
+    assert b'"size":5000' in found["penstock.truncated.headers"]
+    assert "wide" not in found
 
 
 class Growing(Counting):

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from penstock import envelope
 from penstock.cli.app import app
 from penstock.dead.sending import Record, ReplayStopped, Sender
-from penstock.dead_letter import RawRow, dead_letter, digest_only
+from penstock.dead_letter import RawRow, dead_letter, shortened
 from penstock.local.resolve import BrokerHandle
 from penstock.plan import EventPlan, InputPlan, MonitorPlan, Plan, SchemaPlan, ServicePlan, StagePlan, TopicPlan
 from penstock.records import Header, Partition, Reason
@@ -166,7 +166,7 @@ class Shop:
         row = RawRow(Partition(f"{self.name}.{topic}", at.partition), at.offset, AT, value[:4], value, headers, whence)
         letter = dead_letter(row, Reason(kind, "field 'amount' is \x1b[31mred"), stage, {})
         if truncated:
-            letter = digest_only(letter)
+            letter = shortened(letter)
         return self.put("dead", letter.key, letter.value, letter.headers)
 
     def call(self, command: str, *words: str, code: int = 0) -> str:

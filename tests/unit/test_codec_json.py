@@ -83,6 +83,7 @@ def test_the_columns_are_those_of_the_avro_reader() -> None:
         (json.dumps({**GOOD, "mcc": True}).encode(), "wrong type", "'mcc': a JSON boolean"),
         (json.dumps({**GOOD, "mcc": 2**31}).encode(), "wrong type", "'mcc': the number is out of the range"),
         (json.dumps({**GOOD, "ts": 2**63}).encode(), "wrong type", "'ts': the number is out of the range"),
+        (json.dumps({**GOOD, "ts": 2**64}).encode(), "wrong type", "'ts': the number is out of the range"),
         (json.dumps({**GOOD, "ts": "2013-01-01"}).encode(), "wrong type", "'ts': a JSON string"),
         (json.dumps({**GOOD, "small": 1e300}).encode(), "wrong type", "'small': the number is out of the range"),
         (json.dumps({**GOOD, "kind": "atm"}).encode(), "wrong type", "'kind': no symbol"),
@@ -97,7 +98,7 @@ def test_the_columns_are_those_of_the_avro_reader() -> None:
 def test_a_bad_row_names_its_field_alone_and_in_a_batch(
     value: bytes | None, reason: str, word: str, alone: bool
 ) -> None:
-    others = [] if alone else encoded(*({**GOOD, "id": f"c{i}"} for i in range(40)))
+    others = [] if alone else encoded(*({**GOOD, "id": f"c{i}", "amount": i / 2} for i in range(40)))
 
     decoded = JsonDecoder(CARD).decode([*others, value, *others])
 

@@ -21,7 +21,7 @@ from penstock.dead.replay import (
     Report,
     note_key,
 )
-from penstock.dead_letter import DeadLetter, RawRow, dead_letter, digest_only
+from penstock.dead_letter import DeadLetter, RawRow, dead_letter, shortened
 from penstock.records import Header, Partition, Reason
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -160,7 +160,7 @@ def test_what_the_log_has_no_more_is_left_and_told() -> None:
 
 
 def test_a_truncated_letter_is_replayed_from_its_origin_if_that_is_still_what_it_was() -> None:
-    letter = died(value=b"long" * 9, shape=digest_only)
+    letter = died(value=b"long" * 9, shape=shortened)
     assert (letter.truncated, letter.size) == (True, 36)
     (outgoing,), _ = judged(letter, held={RAW: Sent(RAW, b"k", b"long" * 9, [])})
     assert outgoing.value == b"long" * 9

@@ -9,6 +9,7 @@ import pytest
 from penstock_ingest.checks import declared_checks, first_failures
 from penstock_ingest.stage import build
 
+from penstock.codec.arrow import arrow_schema
 from penstock.envelope import PROBE_KEY
 from penstock.plan import PlanError
 from penstock.records import NO_TIME, Batch, column
@@ -202,3 +203,32 @@ def test_what_is_no_probe_in_both_key_and_time_is_an_event_like_others(key: byte
     result = build(ingest(), "ingest").process(replace(events([{"at": at}]), keys=column([key])))
     assert not result.dropped
     assert len(result.rejects) == (at != NOW)
+
+
+@pytest.mark.parametrize(
+    ("declared", "values", "bad"),
+    [
+        ({"type": "array", "items": "double"}, [[1.0], [], [2.0, float("nan")], [float("inf")]], [2, 3]),
+        (
+            {"type": "map", "values": ["null", "float"]},
+            [[("a", 1.0)], [("a", None)], [("b", 1.0), ("c", float("-inf"))]],
+            [2],
+        ),
+        (
+            [
+                "null",
+                {"type": "record", "name": "P", "fields": [{"name": "x", "type": {"type": "array", "items": "float"}}]},
+            ],
+            [None, {"x": [1.0]}, {"x": [float("nan")]}],
+            [2],
+        ),
+        ({"type": "array", "items": "string"}, [["NaN"], []], []),
+    ],
+)
+def test_a_number_that_is_none_is_found_wherever_it_is_nested(declared: Any, values: list[Any], bad: list[int]) -> None:
+    schema = {"type": "record", "name": "E", "fields": [{"name": "v", "type": declared}]}
+    kind = arrow_schema(schema).field("v").type
+    rows = pa.RecordBatch.from_arrays([pa.array(values, kind)], ["v"])
+    assert sorted(first_failures(rows, declared_checks(schema))) == bad
+    allowed = {**schema, "fields": [{"name": "v", "type": declared, "allowNaN": True}]}
+    assert declared_checks(allowed) == []

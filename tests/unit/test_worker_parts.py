@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from penstock import telemetry, worker
-from penstock.dead_letter import RawRow, dead_letter, digest_only
+from penstock.dead_letter import RawRow, dead_letter, shortened
 from penstock.health import Health, HealthServer
 from penstock.logs import JsonLines
 from penstock.plan import PlanError
@@ -117,6 +117,26 @@ def test_a_log_line_is_json_with_stage_slot_and_trace() -> None:
     assert line["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
 
 
+def test_what_is_too_large_of_a_letter_becomes_a_digest_part_by_part_and_the_rest_stays() -> None:
+    raw = RawRow(Partition("p.raw", 3), 42, 1700, b"k" * 9, b"v" * 5, [("mine", b"h" * 20), ("more", None)], None)
+    letter = dead_letter(raw, Reason("bad magic", "the first byte is 118"), "ingest", {})
+    facts = [name for name, _ in letter.headers][2:]
+    cut = shortened(letter)
+    assert cut is not None
+    assert (cut.key, cut.value) == (b"k" * 9, b"v" * 5)
+    assert [name for name, _ in cut.headers] == [*facts, "penstock.truncated.headers"]
+    assert json.loads(cut.headers[-1][1] or b"")["size"] == len("mine") + 20 + len("more") + 3
+    cut = shortened(cut)
+    assert cut is not None
+    assert (cut.key, cut.value) == (None, b"v" * 5)
+    assert json.loads(cut.headers[-1][1] or b"")["size"] == 9
+    cut = shortened(cut)
+    assert cut is not None
+    assert json.loads(cut.value or b"")["size"] == 5
+    assert cut.headers[-1] == ("penstock.truncated", b"5")
+    assert shortened(cut) is None
+
+
 def test_a_dead_letter_is_the_record_itself_with_connects_headers() -> None:
     raw = RawRow(Partition("p.raw", 3), 42, 1700, b"k", b"\xff\x00", [("mine", b"1")], ("p.raw", 3, 42))
     letter = dead_letter(raw, Reason("bad magic", "the first byte is 255"), "ingest", {"schema.id": "7"})
@@ -139,7 +159,6 @@ def test_a_dead_letter_is_the_record_itself_with_connects_headers() -> None:
         {},
     )
     assert [value for name, value in again.headers if name == "penstock.attempt"] == [b"1", b"2"]
-    assert json.loads(digest_only(letter).value or b"")["size"] == 2
 
 
 def test_secrets_are_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:

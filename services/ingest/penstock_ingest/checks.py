@@ -26,7 +26,10 @@ class FieldCheck:
     failed: Callable[[pa.Array], Bools]
 
     def reason(self, value: Any) -> Reason:
-        shown = repr(value) if isinstance(value, int | float) else f"a text of {len(str(value))} characters"
+        if isinstance(value, int | float):
+            shown = repr(value)
+        else:
+            shown = f"a text of {len(value)} characters" if isinstance(value, str) else f"{len(value)} values"
         return Reason(self.kind, f"field {self.field!r} is {shown}; its schema asks for {self.rule}")
 
 
@@ -35,8 +38,9 @@ def declared_checks(schema: AvroSchema) -> list[FieldCheck]:
     checks = []
     for field in schema["fields"]:
         name, base = field["name"], _base_type(field["type"])
-        if base in ("float", "double") and not field.get("allowNaN", False):
-            checks.append(FieldCheck(name, "not a finite number", "a finite number", _not_finite))
+        if _holds_floats(field["type"]) and not field.get("allowNaN", False):
+            rule = "a finite number" if base in ("float", "double") else "finite numbers"
+            checks.append(FieldCheck(name, "not a finite number", rule, _not_finite))
         for bound, word in (("minimum", "at least"), ("maximum", "at most")):
             if bound in field:
                 if base not in _NUMERIC:
@@ -78,8 +82,32 @@ def _bools(mask: pa.Array) -> Bools:
     return found
 
 
+def _holds_floats(declared: Any) -> bool:
+    """Whether numbers with a fraction are anywhere in the field."""
+    if isinstance(declared, list):
+        return any(_holds_floats(branch) for branch in declared)
+    if isinstance(declared, dict):
+        inner = [declared[part] for part in ("type", "items", "values") if part in declared]
+        inner += [field["type"] for field in declared.get("fields", ())]
+        return any(map(_holds_floats, inner))
+    return declared in ("float", "double")
+
+
 def _not_finite(column: pa.Array) -> Bools:
-    return _bools(pc.invert(pc.is_finite(column)))
+    kind = column.type
+    if pa.types.is_floating(kind):
+        return _bools(pc.invert(pc.is_finite(column)))
+    found = np.zeros(len(column), np.bool_)
+    if pa.types.is_struct(kind):
+        parts = (_not_finite(column.field(i)) for i in range(kind.num_fields))
+        for part in parts:
+            found |= part
+        return found & _bools(column.is_valid())
+    if pa.types.is_map(kind):
+        column = column.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
+    if pa.types.is_list(column.type):
+        found[pc.list_parent_indices(column).to_numpy()[_not_finite(pc.list_flatten(column))]] = True
+    return found
 
 
 def _below(limit: float) -> Callable[[pa.Array], Bools]:
