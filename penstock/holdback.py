@@ -28,16 +28,16 @@ class Holdback:
         if self._intake.merges:
             self._intake.hold_after.update(dict.fromkeys(self._counts, NO_TIME))
 
-    def look(self) -> None:
+    def look(self, now: float) -> None:
         """Asks where the partitions are that have no row here to be merged, and says how far the others may go until
-        the next look."""
+        the next look. An own one that gives nothing for the intake's patience is not waited for."""
         if not self._intake.merges:
             return
         reached, waiting = self._intake.reached(), self._intake.waiting()
         for topic, count in self._counts.items():
             every = {Partition(topic, n) for n in range(count)}
             own = every & set(self._intake.lanes)
-            empty = {partition: reached[partition] for partition in own & reached.keys() - waiting}
+            empty = {p: reached[p] for p in own & reached.keys() - waiting if not self._intake.silent(p, now)}
             try:
                 behind, furthest = self._behind(empty, every - own)
             except Unavailable as error:  # what was heard last holds

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from penstock.codec.decoded import BadRow, Decoded
-from penstock.lanes import Lane, Segment, Work, merge
+from penstock.lanes import Lane, Segment, Work, merge, silent
 from penstock.records import NO_TIME, Batch, Int64s, Partition, Records
 from penstock.transport.protocol import Position
 
@@ -96,6 +96,10 @@ class Intake:
     def waiting(self) -> set[Partition]:
         """Partitions with rows that wait for the merge."""
         return {partition for partition, lane in self._lanes.items() if lane.queue}
+
+    def silent(self, partition: Partition, now: float) -> bool:
+        """Others have waited for the partition's rows for longer than is worth while."""
+        return silent(self._lanes[partition], now, self._patience_s)
 
     def watermark(self, partition: Partition) -> int:
         return self._lanes[partition].watermark

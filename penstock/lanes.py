@@ -129,7 +129,7 @@ def merge(
         return None
     heads = [_head(lane, max_rows) for lane in lanes.values()]
     waiting = [
-        len(head) == max_rows or not (lane.at_end or lane.replaying or _silent(lane, now, patience_s))
+        len(head) == max_rows or not (lane.at_end or lane.replaying or silent(lane, now, patience_s))
         for head, lane in zip(heads, lanes.values(), strict=True)
     ]
     order = merge_order(heads, waiting)[:max_rows]
@@ -149,7 +149,8 @@ def merge(
     return _in_order(parts, order, bad, positions)
 
 
-def _silent(lane: Lane, now: float, patience_s: float) -> bool:
+def silent(lane: Lane, now: float, patience_s: float) -> bool:
+    """The lane was waited for longer than ``patience_s``."""
     return lane.waited_since is not None and now - lane.waited_since > patience_s
 
 

@@ -256,7 +256,7 @@ class Loop:
         self._looked = now
         if not self.outbox:
             self.outbox.positions.update(self._untold())
-        self._holdback.look()
+        self._holdback.look(now)
 
     def _untold(self) -> dict[Partition, Position]:
         """Where partitions stand beyond what was committed with their rows: past a log's last markers and aborted rows,

@@ -174,7 +174,7 @@ def test_aborted_rows_at_the_end_of_another_workers_log_hold_nobody() -> None:
 
 
 def test_a_backlog_that_appears_everywhere_at_once_keeps_its_order_though_it_is_fetched_one_by_one() -> None:
-    workers = Workers(3)
+    workers = Workers(3, max_rows=40)
     loop, stage, _ = workers.join()
     for partition in range(3):
         workers.append(partition, [0])
