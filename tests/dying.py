@@ -77,8 +77,8 @@ def event_ids(batch: Batch) -> "pa.Array | None":
 def run_stage(name: str, plan_path: Path) -> int:
     dying, reader, find_kind = Dying(), worker.reader, worker.find_kind
 
-    def dying_reader(source: InputPlan, lookup: worker.Lookup) -> TopicReader:
-        found = reader(source, lookup)
+    def dying_reader(source: InputPlan, lookup: worker.Lookup, largest: int) -> TopicReader:
+        found = reader(source, lookup, largest)
         return found if source.topic.endswith(".labels") else replace(found, decode=dying.decoding(found.decode))
 
     def dying_kind(name: str) -> worker.StageKind:
