@@ -185,7 +185,7 @@ BROKEN = [
     (short_retention, "retention", "flights.events keeps records for 3600000 ms", "--add-config retention.ms="),
     (small_messages, "message sizes", "flights.dead takes messages of 100000 bytes", "max.message.bytes="),
     (an_altered_byte, "model", "model.onnx has sha256", f"penstock model verify flight_delay {VERSION}"),
-    (no_champion, "champion", "nobody serves flight_delay", f"plan.json {VERSION}"),
+    (no_champion, "champion", "nobody serves flight_delay", "penstock model promote var/flights/plan.json "),
     (a_hanging_transaction, "open transactions", "flights.alerts/1 has a transaction open", "--start-offset"),
 ]
 
