@@ -70,7 +70,7 @@ class Cluster:
                 else:
                     break
 
-    def _wait(self, settled) -> None:  # type: ignore[no-untyped-def]
+    def _wait(self, settled) -> None:  # type: ignore[no-untyped-def]  # a look of any kind
         deadline = time.monotonic() + TIMEOUT_S
         while not settled(set(self._admin.list_topics(timeout=TIMEOUT_S).topics)):
             if time.monotonic() > deadline:

@@ -110,6 +110,7 @@ class Observer:
         """These are the worker's partitions; ``starts``: of the new ones, the offsets that the group has committed."""
         owned = set(lanes)
         self._committed.update(starts)
+        self._replays.clear()
         telemetry.REBALANCES.labels(self._stage).inc()
         telemetry.ASSIGNED.labels(self._stage).set(len(owned))
         for partition in [p for p in self._committed if p not in owned]:
@@ -156,8 +157,6 @@ class Observer:
 
     def _time_left(self, partition: Partition, left: int, now: float) -> str:
         first, began = self._replays.setdefault(partition, (left, now))
-        if left > first:  # assigned again since
-            self._replays[partition] = (left, now)
         done, spent = first - left, now - began
         return f", about {left * spent / done:.0f} s" if done > 0 and spent > 0 else ""
 

@@ -47,6 +47,17 @@ def column(rows: Values) -> "pa.BinaryArray":
     return rows.view(pa.binary()) if rows.type == pa.string() else rows.cast(pa.binary())
 
 
+def string_buffers(values: "pa.StringArray") -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Bounds, int32[n + 1], and bytes of a string array, without a copy: what kernels read."""
+    _, bounds, data = values.buffers()
+    if bounds is None or len(values) == 0:
+        return np.zeros(1, np.int32), np.zeros(1, np.uint8)
+    return (
+        np.frombuffer(bounds, np.int32)[values.offset : values.offset + len(values) + 1],
+        np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8),
+    )
+
+
 class Partition(NamedTuple):
     """One partition of one topic."""
 

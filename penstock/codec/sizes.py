@@ -80,7 +80,7 @@ def _block_sizes(lengths: npt.NDArray[Any]) -> int:
 
 def _integers(array: pa.Array) -> npt.NDArray[np.int64]:
     kind = pa.int32() if array.type.bit_width == 32 else pa.int64()
-    return array.view(kind).to_numpy()  # type: ignore[no-any-return]
+    return array.view(kind).to_numpy()  # type: ignore[no-any-return]  # pyarrow is untyped here
 
 
 def _lengths(array: pa.Array) -> npt.NDArray[np.int32]:

@@ -174,7 +174,7 @@ def _patched(outgoing: Outgoing, patch: Patch) -> Outgoing | Left:
     stopped = "Nothing of its batch was sent; mend the patch and replay again"
     try:
         value = patch(outgoing)
-    except Exception as error:
+    except Exception as error:  # a patch is the user's own and may raise anything
         raise PatchFailed(f"{where} raised {type(error).__name__}: {error}. {stopped}") from error
     if value is None:
         return Left(outgoing.letter.place, LEFT_OUT, "the patch gave None")

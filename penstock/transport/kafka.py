@@ -375,6 +375,8 @@ class KafkaTransport:
         opened, self._open = self._open, False
         self._forget()
         if opened and self._exactly_once:
+            # an abort that overtakes the registration of its partitions is refused, and that is fatal
+            self._producer.flush(PATIENCE_S)
             try:
                 self._insist(lambda: self._producer.abort(PATIENCE_S), "abort")
             except KafkaFault as fault:

@@ -12,6 +12,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from penstock.jit import BOOLS, INTS, compiled
+from penstock.records import string_buffers
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -179,7 +180,7 @@ class KeyIndex:
             values = values.cast(pa.string())
         if not pa.types.is_string(values.type):
             raise TypeError(f"keys of a window are strings, not {keys.type}. Cast the key column to string.")
-        bounds, data = _string_buffers(values)
+        bounds, data = string_buffers(values)
         valid = (
             np.asarray(keys.is_valid().to_numpy(zero_copy_only=False), np.bool_)
             if keys.null_count
@@ -221,17 +222,6 @@ class KeyIndex:
         if 2 * needed > len(self._table):
             self._table = np.full(1 << (2 * needed - 1).bit_length(), FREE, np.uint64)
             _rehash(self._entries, self._count, self._table)
-
-
-def _string_buffers(values: "pa.StringArray") -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """Bounds, int32[n + 1], and bytes of a string array, without a copy."""
-    _, bounds, data = values.buffers()
-    if bounds is None or len(values) == 0:
-        return np.zeros(1, np.int32), np.zeros(1, np.uint8)
-    return (
-        np.frombuffer(bounds, np.int32)[values.offset : values.offset + len(values) + 1],
-        np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8),
-    )
 
 
 def _grown(array: NDArray[Number], used: int, size: int) -> NDArray[Number]:

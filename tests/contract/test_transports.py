@@ -31,7 +31,6 @@ from penstock.snapshots.files import SnapshotFiles
 from penstock.snapshots.taking import Snapshots
 from penstock.stage import Stage
 from penstock.transport import messages
-from penstock.transport.kafka import KafkaTransport
 from penstock.transport.protocol import Fenced, Polled, Position, TransactionAborted, Transport
 from tests.contract.worlds import KafkaWorld, MemoryWorld, Recorder, World
 
@@ -401,10 +400,6 @@ def test_with_a_third_of_all_transactions_aborted_the_output_is_the_same_and_no_
 
     def may_fail(positions: Mapping[Partition, Position]) -> None:
         if chance.random() < 1 / 3:
-            if isinstance(
-                loop.transport, KafkaTransport
-            ):  # as a real abort comes: when the rows were delivered or failed
-                loop.transport._producer.flush(10.0)
             raise TransactionAborted("the test aborts this one")
         commit(positions)
 

@@ -14,7 +14,7 @@ from numba import from_dtype, types
 from numpy.typing import NDArray
 
 from penstock.jit import INTS, compiled, inlined
-from penstock.records import NO_TIME
+from penstock.records import NO_TIME, string_buffers
 
 DUPLICATES_VERSION = 1
 """Rises with any change of what is remembered, or of the form it is kept in."""
@@ -200,7 +200,7 @@ class Seen:
         ``ids``: string[n] without nulls; ``times``, ``watermark``: int64[n] as a batch has them; ``partitions``,
         ``offsets``: int64[n], where the rows' raw records are.
         """
-        bounds, data = _string_buffers(ids)
+        bounds, data = string_buffers(ids)
         self._make_room(len(ids), int(bounds[-1]) - int(bounds[0]))
         found = np.empty((len(ids), 2), np.int64)
         copies = _look(
@@ -264,14 +264,3 @@ class Seen:
 
 def _power(n: int) -> int:
     return 1 << max(n - 1, _FIRST_ROOM - 1).bit_length()
-
-
-def _string_buffers(values: "pa.StringArray") -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """Bounds, int32[n + 1], and bytes of a string array without nulls, without a copy."""
-    _, bounds, data = values.buffers()
-    if bounds is None or len(values) == 0:
-        return np.zeros(1, np.int32), np.zeros(1, np.uint8)
-    return (
-        np.frombuffer(bounds, np.int32)[values.offset : values.offset + len(values) + 1],
-        np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8),
-    )

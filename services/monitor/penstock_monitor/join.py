@@ -14,6 +14,7 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
+from penstock.records import string_buffers
 from penstock_monitor.meeting import CLOCK, ENTRY, GONE, LABEL, NEVER, PREDICTION, meet, move
 
 JOIN_VERSION = 1
@@ -119,7 +120,7 @@ class Pending:
 
     def meet(self, facts: Facts, rows: Int64s) -> Meetings:
         """Take in the ``rows`` of ``facts`` that belong to this partition, in log order."""
-        bounds, data = _string_buffers(facts.label_key)
+        bounds, data = string_buffers(facts.label_key)
         size = int((bounds[1:] - bounds[:-1])[rows].sum())
         self._make_room(len(rows), size)
         room = self._used + len(rows)
@@ -178,14 +179,3 @@ class Pending:
 
 def _power(n: int) -> int:
     return 1 << max(n - 1, _FIRST_ROOM - 1).bit_length()
-
-
-def _string_buffers(values: "pa.StringArray") -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Bounds, int32[n + 1], and bytes of a string array without nulls, without a copy."""
-    _, bounds, data = values.buffers()
-    if bounds is None or len(values) == 0:
-        return np.zeros(1, np.int32), np.zeros(1, np.uint8)
-    return (
-        np.frombuffer(bounds, np.int32)[values.offset : values.offset + len(values) + 1],
-        np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(1, np.uint8),
-    )
