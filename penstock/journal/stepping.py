@@ -14,9 +14,9 @@ of a batch, in a merging stage its buffer of 65,536 and another batch too; twice
 stretch more; the first commit past them ends it. A worker killed while idle counts as one if rows came while it was
 away. A step takes 0.3 ms on a local disk, in an object store far more (not measured), and lasts until the next begins
 or the turn ends. A kill then counts against the row in hand, which must be hit again, by the very next kill in one of
-its own steps before one of them ends, to be quarantined: with a restart a second and kills at random that is 0.3 ms of a second,
-after three kills in a row of which none let a commit through. SIGTERM, a rebalance and an end that the worker itself
-tells of (fenced, broker away, a stage's bug) take the note away; a commit makes it void.
+its own steps before one of them ends, to be quarantined: with a restart a second and kills at random that is 0.3 ms of
+a second, after three kills in a row of which none let a commit through. SIGTERM, a rebalance and an end that the worker
+itself tells of (fenced, broker away, a stage's bug) take the note away; a commit makes it void.
 """
 
 import logging
