@@ -1,6 +1,7 @@
 """``penstock demo``: what ``make demo`` runs."""
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -47,8 +48,8 @@ def demo(
             if as_json:
                 typer.echo(summary.model_dump_json())
             if keep:
-                screen.line("\n" + run.addresses() + "\nCtrl-C ends everything")
-                until_interrupted(run.supervisor.check)
+                addresses = "\n" + run.addresses() + "\nCtrl-C ends everything"
+                until_interrupted(partial(screen.line, addresses), run.supervisor.check)
     except KeyboardInterrupt:
         screen.line("interrupted; everything that was started has ended")
         raise typer.Exit(130) from None

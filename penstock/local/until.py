@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -22,11 +22,11 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def until_interrupted(check: Callable[[], None], every_s: float = 0.5) -> None:
-    """Calls ``check`` again and again until Ctrl-C."""
-    try:
+def until_interrupted(say: Callable[[], None], check: Callable[[], None], every_s: float = 0.5) -> None:
+    """Says that it runs until Ctrl-C, then calls ``check`` again and again until it comes; a Ctrl-C that comes the
+    moment it was said is one."""
+    with suppress(KeyboardInterrupt):
+        say()
         while True:
             check()
             time.sleep(every_s)
-    except KeyboardInterrupt:
-        return
