@@ -42,10 +42,13 @@ def dev(
     try:
         with interruptible(), ExitStack() as stack:
             running = Development(pipeline, docker, folder, say, stack)
-            say(running.page())
-            if as_json:
-                typer.echo(json.dumps(running.facts()))
-            until_interrupted(running.look)
+
+            def tell() -> None:
+                say(running.page())
+                if as_json:
+                    typer.echo(json.dumps(running.facts()))
+
+            until_interrupted(tell, running.look)
     except KeyboardInterrupt:
         pass
     except told as error:

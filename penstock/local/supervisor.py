@@ -1,7 +1,8 @@
 """Runs every stage of a plan as processes, restarts the ones that exit, and ends them all with itself.
 
-Each worker is on a leash (see leash.py), so nothing is left behind even when this process is killed with -9. A worker
-that keeps falling is not restarted for ever: the supervisor gives up and says what its log ends with.
+Workers are forks of one process that has their libraries loaded (see forkserver.py): one that fell is back soon, and
+nothing is left behind even when this process is killed with -9. A worker that keeps falling is not restarted for ever:
+the supervisor gives up and says what its log ends with.
 """
 
 import http.client
@@ -21,7 +22,7 @@ from typing import Self
 import orjson
 from pydantic import SecretStr
 
-from penstock.local.launch import launch
+from penstock.local.forks import Child, Forks
 from penstock.local.ports import free_port
 from penstock.memory import resident_bytes
 from penstock.plan import Plan
@@ -30,6 +31,7 @@ from penstock.settings import Settings
 MOST_RESTARTS, RESTARTS_WITHIN_S = 8, 60.0
 """Two rows that kill their worker take six restarts to be found (``penstock.journal``)."""
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.2, 5.0
+"""Before the second restart within that time, and at most. The first is at once."""
 LOOK_EVERY_S = 0.1
 TAIL_LINES = 12
 OWN = ("PENSTOCK_SLOT", "PENSTOCK_METRICS_PORT", "PYTHONDONTWRITEBYTECODE")
@@ -49,7 +51,7 @@ class Worker:
     log_path: Path
     port: int = 0
     pid: int | None = None
-    leash: "subprocess.Popen[str] | None" = None
+    process: "Child | subprocess.Popen[str] | None" = None
     restarts: deque[float] = field(default_factory=deque)
     due: float | None = None
     waiting_for: dict[str, str] = field(default_factory=dict)
@@ -61,7 +63,7 @@ class Worker:
 
     @property
     def running(self) -> bool:
-        return self.leash is not None and self.leash.poll() is None
+        return self.process is not None and self.process.poll() is None
 
     def ask(self, path: str, timeout: float = 1.0) -> tuple[int, bytes] | None:
         """Status and body of the worker's HTTP server; None when it does not answer."""
@@ -110,7 +112,10 @@ class Supervisor:
         ]
         self._plan_path, self._log_dir, self._tell = plan_path, log_dir, tell
         self._command = command or run_command
-        self._environment = {k: v for k, v in os.environ.items() if k not in OWN} | environment_of(settings)
+        inherited = {k: v for k, v in os.environ.items() if k not in OWN}
+        self._environment = inherited | environment_of(settings)
+        self._wake = threading.Event()
+        self._forks = Forks(log_dir / "forks.log", inherited, self._wake.set)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._failure: str | None = None
@@ -156,6 +161,7 @@ class Supervisor:
     def stop(self, grace: float = 20.0) -> None:
         """SIGTERM to all, after ``grace`` seconds SIGKILL; returns when none is left. Safe to repeat."""
         self._stopping.set()
+        self._wake.set()
         with self._lock:
             for worker in self.workers:
                 _signal(worker, signal.SIGTERM)
@@ -166,10 +172,8 @@ class Supervisor:
                 self._tell(f"{worker.name} did not stop within {grace:.0f} s and is killed; see {worker.log_path}")
                 _signal(worker, signal.SIGKILL)
             for worker in self.workers:
-                if worker.leash is not None:
-                    with worker.leash:  # closes its stdin, which ends what is left of it
-                        pass
                 worker.pid = None
+            self._forks.close()
         if self._watcher.is_alive():
             self._watcher.join()
 
@@ -190,10 +194,13 @@ class Supervisor:
         worker.port, worker.due, worker.ready = free_port(), None, False
         command = self._command(worker, self._plan_path)
         environ = self._environment | {"PENSTOCK_METRICS_PORT": str(worker.port)}
-        worker.leash, worker.pid = launch(command, Path.cwd(), worker.log_path, append=True, environ=environ)
+        worker.process = self._forks.start(command, worker.log_path, environ)
+        worker.pid = worker.process.pid
 
     def _watch(self) -> None:
-        while not self._stopping.wait(LOOK_EVERY_S):
+        while not self._stopping.is_set():
+            self._wake.wait(LOOK_EVERY_S)
+            self._wake.clear()
             with self._lock:
                 if self._stopping.is_set() or self._failure is not None:
                     continue
@@ -201,16 +208,17 @@ class Supervisor:
                     self._tend(worker, time.monotonic())
 
     def _tend(self, worker: Worker, now: float) -> None:
-        if worker.due is not None:
-            if now >= worker.due:
-                worker.restarts.append(now)
+        if worker.due is None and not worker.running and worker.process is not None:
+            self._plan_restart(worker, worker.process.poll(), now)
+        if worker.due is not None and now >= worker.due:
+            worker.restarts.append(now)
+            try:
                 self._launch(worker)
-            return
-        if worker.running or worker.leash is None:
-            return
-        code = worker.leash.poll()
-        with worker.leash:
-            pass
+            except OSError as error:
+                self._failure = str(error)
+                self._tell(self._failure)
+
+    def _plan_restart(self, worker: Worker, code: int | None, now: float) -> None:
         recent = sum(now - at < RESTARTS_WITHIN_S for at in worker.restarts)
         if recent >= MOST_RESTARTS:
             self._failure = (
@@ -219,11 +227,10 @@ class Supervisor:
             )
             self._tell(self._failure)
             return
-        delay = min(FIRST_DELAY_S * 2**recent, LONGEST_DELAY_S)
+        delay = min(FIRST_DELAY_S * 2 ** (recent - 1), LONGEST_DELAY_S) if recent else 0.0
         worker.due, worker.ready = now + delay, False
-        self._tell(
-            f"{worker.name} ended with exit code {code}; it starts again in {delay:.1f} s (see {worker.log_path})"
-        )
+        when = f"in {delay:.1f} s" if delay else "at once"
+        self._tell(f"{worker.name} ended with exit code {code}; it starts again {when} (see {worker.log_path})")
 
 
 def run_command(worker: Worker, plan_path: Path) -> list[str]:

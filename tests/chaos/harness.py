@@ -323,26 +323,26 @@ class Trial:
         given = environment_of(self.world.settings.model_copy(update=settings))
         keep = {name: value for name, value in os.environ.items() if name not in OWN}
         command = run_command(worker, self.world.folder / "plan.json")
-        worker.leash, worker.pid = launch(command, Path.cwd(), worker.log_path, environ=keep | given)
+        worker.process, worker.pid = launch(command, Path.cwd(), worker.log_path, environ=keep | given)
         self.extra.append(worker)
         return worker
 
     def end(self, worker: Worker, number: signal.Signals) -> int | None:
         """Ends a worker of ``start_extra``; its exit code."""
-        assert worker.leash is not None
+        assert worker.process is not None
         if worker.running and worker.pid is not None:
             os.kill(worker.pid, number)
         return self.wait_ended(worker)
 
     def wait_ended(self, worker: Worker, seconds: float = PATIENCE_S) -> int | None:
-        assert worker.leash is not None
+        assert worker.process is not None
         try:
-            worker.leash.wait(seconds)
+            worker.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{worker.name} did not end within {seconds:.0f} s") from None
-        with worker.leash:
+        with worker.process:
             pass
-        return worker.leash.returncode
+        return worker.process.returncode
 
 
 def quick_plan() -> Plan:
