@@ -63,7 +63,7 @@ class Forks:
         self._log_path, self._ended = log_path, ended
         self._environ = dict(environ) | forkserver.ENVIRONMENT
         self._server: subprocess.Popen[str] | None = None
-        self._started: Queue[Child] = Queue()
+        self._started: Queue[Child | None] = Queue()
         self._reader = threading.Thread()
 
     def start(self, command: Sequence[str], log_path: Path, environ: Mapping[str, str]) -> Child:
@@ -75,10 +75,13 @@ class Forks:
             asked = {"argv": list(command), "log": str(log_path), "environ": dict(environ)}
             server.stdin.write(json.dumps(asked) + "\n")
             server.stdin.flush()
-            return self._started.get(timeout=START_S)
+            child = self._started.get(timeout=START_S)
         except (BrokenPipeError, Empty):
+            child = None
+        if child is None:
             self.close()
-            raise OSError(f"no worker can be started. The end of {self._log_path} says why") from None
+            raise OSError(f"no worker can be started. The end of {self._log_path} says why")
+        return child
 
     def close(self) -> None:
         """Ends the server and every child that is left."""
@@ -125,4 +128,5 @@ class Forks:
                 self._ended()
         for child in children.values():  # they died with the server
             child.end(128 + signal.SIGKILL)
+        started.put(None)
         self._ended()

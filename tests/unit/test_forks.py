@@ -106,7 +106,6 @@ def test_closing_takes_along_what_is_left(tmp_path: Path) -> None:
 
 def test_a_server_that_cannot_start_says_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asker = Asker(tmp_path)
-    monkeypatch.setattr("penstock.local.forks.START_S", 20.0)
     monkeypatch.setattr("penstock.local.forkserver.__name__", "no_such_module")
     with pytest.raises(OSError, match=r"no worker can be started.*forks\.log"):
         asker.start(SLEEPER)
