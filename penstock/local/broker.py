@@ -26,6 +26,7 @@ from penstock.local.recovery import fence_former_self, was_killed
 from penstock.local.state import (
     BrokerError,
     BrokerState,
+    is_stopped,
     make_folder,
     read_state,
     send_signal,
@@ -36,6 +37,7 @@ from penstock.local.state import (
 LOG_NAME = "kafka.log"
 TAIL_LINES = 30
 ATTEMPTS = 3
+PAUSE_S = 10.0
 # two brokers that start at once may pick the same free port; a JVM crashes on a class archive that was cut short
 WORTH_ANOTHER_TRY = ("Address already in use", "A fatal error has been detected by the Java Runtime Environment")
 
@@ -127,8 +129,15 @@ class EmbeddedBroker:
         self._ended()
 
     def pause(self) -> None:
-        """Freeze the broker: its connections stay open and nothing answers."""
-        send_signal(self._started(), signal.SIGSTOP)
+        """Freeze the broker: its connections stay open and, once this returns, nothing answers."""
+        state = self._started()
+        send_signal(state, signal.SIGSTOP)
+        # the process stops itself when it is next scheduled, on a busy machine milliseconds later
+        deadline = time.monotonic() + PAUSE_S
+        while (pid := state.running_pid()) is not None and not is_stopped(pid):
+            if time.monotonic() > deadline:
+                raise BrokerError(f"the broker of {self.data_dir}, process {pid}, runs {PAUSE_S:.0f} s after SIGSTOP")
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Let a paused broker go on."""

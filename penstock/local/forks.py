@@ -1,7 +1,6 @@
 """Asks the fork server (see forkserver.py) for processes, and knows how they ended."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 from penstock.local import forkserver
 
@@ -20,7 +18,7 @@ START_S = 60.0
 
 
 class Child:
-    """A process of the fork server, with as much of ``Popen`` as is needed. Leaving its ``with`` ends it."""
+    """A process of the fork server, with as much of ``Popen`` as is needed."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -40,16 +38,6 @@ class Child:
         if not self._gone.wait(timeout) or self.returncode is None:
             raise subprocess.TimeoutExpired(str(self.pid), timeout or 0.0)
         return self.returncode
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._gone.is_set():
-            os.kill(self.pid, signal.SIGKILL)
-            self._gone.wait()
 
 
 class Forks:
@@ -79,6 +67,7 @@ class Forks:
         except (BrokenPipeError, Empty):
             child = None
         if child is None:
+            server.kill()  # it may hang, and would not hear that its stdin ends
             self.close()
             raise OSError(f"no worker can be started. The end of {self._log_path} says why")
         return child

@@ -14,15 +14,14 @@ def launch(
     log_path: Path,
     *,
     detached: bool = False,
-    append: bool = False,
     environ: Mapping[str, str] | None = None,
 ) -> tuple[subprocess.Popen[str], int | None]:
     """The leash's process and the command's pid (None if it could not be started); `folder` is where it runs.
 
-    The leash ends with the command. To end the command, signal it or close the leash's stdin. `append` keeps what the
-    log holds; `environ` is the command's environment, this process' own if not given.
+    The leash ends with the command. To end the command, signal it or close the leash's stdin. `environ`
+    is its environment, this process' own if not given.
     """
-    with log_path.open("ab" if append else "wb") as log:
+    with log_path.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", leash.__file__, "release" if detached else "keep", *command],
             cwd=folder,

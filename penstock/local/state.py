@@ -102,6 +102,16 @@ def send_signal(state: BrokerState, number: signal.Signals) -> None:
         return
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has reached the process."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+    except OSError:
+        listed = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        state = listed.stdout.strip()
+    return state.startswith("T")
+
+
 def data_bytes(data_dir: Path) -> int:
     """Bytes on disk under `data_dir`; Kafka's preallocated index files count as what they really hold."""
     total = 0

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -99,26 +99,28 @@ class SnapshotFiles:
         self._store = Store(url, group)
 
     def write(self, partition: Partition, facts: Facts, state: bytes) -> None:
-        """Adds one, all at once, and removes all but the newest ``KEPT``."""
+        """Adds one, all at once, and removes all but the newest ``KEPT``, and what killed workers left unfinished."""
         body = b"\n".join((orjson.dumps(facts.model_dump()), pa.Codec("zstd").compress(state, asbytes=True)))
         content = MAGIC + hashlib.sha256(body).digest() + body
-        numbers = self._numbers(partition)
+        names = self._store.names(partition)
+        numbers = _numbers(names)
         self._store.put(partition, _name(numbers[-1] + 1 if numbers else 1), content)
-        for number in numbers[: len(numbers) + 1 - KEPT]:
-            self._store.remove(partition, _name(number))
+        unfinished = [name for name in names if name.startswith(".") and f"{_SUFFIX}." in name]
+        for name in [*map(_name, numbers[: len(numbers) + 1 - KEPT]), *unfinished]:
+            self._store.remove(partition, name)
 
     def read(self, partition: Partition) -> Iterator[tuple[Facts, bytes]]:
         """The whole ones, newest first. What cannot be read is told in the log and passed over."""
-        for number in reversed(self._numbers(partition)):
+        for number in reversed(_numbers(self._store.names(partition))):
             try:
                 yield _parsed(self._store.get(partition, _name(number)))
             except (OSError, ValueError) as error:
                 log.warning("snapshot %s is not used: %s", self._store.path(partition, _name(number)), error)
 
-    def _numbers(self, partition: Partition) -> list[int]:
-        names = self._store.names(partition)
-        stems = [name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)]
-        return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+def _numbers(names: Iterable[str]) -> list[int]:
+    stems = [name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)]
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
 def _name(number: int) -> str:

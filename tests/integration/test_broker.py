@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -17,7 +19,7 @@ import penstock.local.kafka_server
 from penstock.local.broker import EmbeddedBroker
 from penstock.local.ports import free_port
 from penstock.local.resolve import BrokerHandle
-from penstock.local.state import BrokerError, read_state
+from penstock.local.state import BrokerError, BrokerState, is_stopped, read_state, send_signal
 from tests.conftest import CommittedReader, TopicFactory, read_all_committed
 
 # a child that starts a broker from a thread that ends, and says where it is
@@ -147,6 +149,20 @@ def test_a_paused_broker_keeps_its_connections_and_answers_when_resumed(tmp_path
             client.list_topics(timeout=1)
         broker.resume()
         assert client.list_topics(timeout=20).brokers
+
+
+def test_a_pause_has_begun_when_it_is_said_to_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(state: BrokerState, number: signal.Signals) -> None:
+        threading.Timer(0.3 if number == signal.SIGSTOP else 0.0, send_signal, [state, number]).start()
+
+    with EmbeddedBroker(tmp_path) as broker:
+        monkeypatch.setattr("penstock.local.broker.send_signal", late)
+        broker.pause()
+        state = read_state(tmp_path)
+        assert state is not None
+        pid = state.running_pid()
+        assert pid is not None
+        assert is_stopped(pid)
 
 
 def test_a_paused_broker_can_be_stopped(tmp_path: Path) -> None:

@@ -38,7 +38,10 @@ def settle(world: World, stage: str) -> None:
     """Returns when nothing is left to be written: none has come for three seconds."""
 
     def quiet() -> bool:
-        written = [path.stat().st_mtime for path in snapshots(world, stage)]
+        try:
+            written = [path.stat().st_mtime for path in snapshots(world, stage)]
+        except FileNotFoundError:  # a newer one took its place just now
+            return False
         return bool(written) and time.time() - max(written) > 3
 
     until("snapshots", quiet)

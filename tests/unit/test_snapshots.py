@@ -80,6 +80,19 @@ def test_what_is_half_written_is_not_seen(tmp_path: Path, monkeypatch: pytest.Mo
     assert [found.offset for found, _ in files.read(PLACE)] == [10]
 
 
+def test_what_a_killed_worker_left_half_written_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = SnapshotFiles(str(tmp_path), "g")
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "rename", lambda *_: None)
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        files.write(PLACE, facts(10), b"at 10")
+    assert [path.name.startswith(".") for path in paths(tmp_path)] == [True]
+    files.write(PLACE, facts(20), b"at 20")
+    assert [path.name for path in paths(tmp_path)] == ["000000000001.snapshot"]
+
+
 class Kept(Stage):
     """Its state is a text."""
 

@@ -89,7 +89,23 @@ def test_a_worker_that_is_killed_is_started_again(one_stage: Plan, tmp_path: Pat
         assert until(lambda: worker.running and worker.pid != former)
         supervisor.wait_ready(20.0)
     assert supervisor.restarted == 1
-    assert any(worker.name in line and "starts again" in line for line in told)
+    assert any(worker.name in line and "starts again at once" in line for line in told)
+
+
+def test_a_worker_that_cannot_be_started_again_is_told(
+    one_stage: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no worker can be started")
+
+    with supervise(one_stage, tmp_path, READY, tell=lambda line: None) as supervisor:
+        supervisor.wait_ready(20.0)
+        monkeypatch.setattr("penstock.local.forks.Forks.start", refuse)
+        pid = supervisor.workers[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(WorkersFailed, match="no worker can be started"):
+            supervisor.wait_ready(20.0)
 
 
 def test_a_worker_that_keeps_falling_is_given_up_with_the_end_of_its_log(
