@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from penstock.local.broker import EmbeddedBroker
 from penstock.local.launch import launch
-from penstock.local.supervisor import OWN, Worker, environment_of, run_command
+from penstock.local.supervisor import OWN, Worker, environment_of
 from penstock.models.manifest import Manifest
 from penstock.models.registry import ModelRegistry
 from penstock.plan import Plan
@@ -322,7 +322,7 @@ class Trial:
         worker = Worker(stage, slot, self.world.folder / "logs" / f"extra-{number}-{stage}.{slot}.log")
         given = environment_of(self.world.settings.model_copy(update=settings))
         keep = {name: value for name, value in os.environ.items() if name not in OWN}
-        command = run_command(worker, self.world.folder / "plan.json")
+        command = self.world.command(worker, self.world.folder / "plan.json")
         worker.process, worker.pid = launch(command, Path.cwd(), worker.log_path, environ=keep | given)
         self.extra.append(worker)
         return worker

@@ -19,7 +19,7 @@ import orjson
 from confluent_kafka import OFFSET_BEGINNING, Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from penstock.local.supervisor import Supervisor, Worker, tail
+from penstock.local.supervisor import Supervisor, Worker, run_command, tail
 from penstock.models.control_topic import promote
 from penstock.plan import Plan
 from penstock.settings import Settings
@@ -107,7 +107,8 @@ class World:
     """One deployment of ``plan`` as ``name``; a context manager. ``stages``: which of its stages run, all if not given;
     ``workers``: how many of a stage, where that is not one.
 
-    ``model``: the version that is promoted. ``settings`` are changes to those of the workers.
+    ``model``: the version that is promoted. ``command``: how a worker is started, where that is not as in production.
+    ``settings`` are changes to those of the workers.
     """
 
     def __init__(
@@ -120,8 +121,10 @@ class World:
         model: str,
         stages: Sequence[str] | None = None,
         workers: Mapping[str, int] | None = None,
+        command: Callable[[Worker, Path], list[str]] = run_command,
         **settings: Any,
     ) -> None:
+        self.command = command
         self.plan, self.name, self.bootstrap, self.folder = renamed(plan, name), name, bootstrap, folder
         self.store = folder / "feast" / STORE
         self.store.mkdir(parents=True)
@@ -149,7 +152,7 @@ class World:
         counts = {stage.name: int(stages is None or stage.name in stages) for stage in self.plan.stages}
         counts |= workers or {}
         self.supervisor = Supervisor(
-            self.plan, plan_path, self.settings, folder / "logs", counts, tell=self.heard.append
+            self.plan, plan_path, self.settings, folder / "logs", counts, self.heard.append, command
         )
         self._producer = Producer(
             {"bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "message.max.bytes": 2_000_000}
