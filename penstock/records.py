@@ -47,6 +47,10 @@ def column(rows: Values) -> "pa.BinaryArray":
     return rows.view(pa.binary()) if rows.type == pa.string() else rows.cast(pa.binary())
 
 
+State = Mapping[str, "pa.Table"]
+"""A partition's state while it is kept or moved: what a stage holds of it, by name."""
+
+
 def string_buffers(values: "pa.StringArray") -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
     """Bounds, int32[n + 1], and bytes of a string array, without a copy: what kernels read."""
     _, bounds, data = values.buffers()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.plan import Plan
-from penstock.records import Batch, Partition, Result
+from penstock.records import Batch, Partition, Result, State
 from penstock.settings import Settings
 
 
@@ -34,7 +34,7 @@ class Stage(ABC):
         """
         return None
 
-    def restore(self, partition: Partition, snapshot: bytes | None) -> None:
+    def restore(self, partition: Partition, snapshot: State | None) -> None:
         """Start ``partition`` from a snapshot, or empty. Called at assignment, before its first row. Raises
         ``ValueError``, with the partition as before, for a snapshot that it cannot take."""
 
@@ -45,8 +45,8 @@ class Stage(ABC):
         """Bytes and entries of each part of the state (a view's windows), for the metrics; empty if there is none."""
         return {}
 
-    def snapshot(self, partition: Partition) -> bytes:
-        """The partition's state as bytes that ``restore`` accepts."""
+    def snapshot(self, partition: Partition) -> State:
+        """The partition's state as ``restore`` accepts it. Shares no memory with what ``process`` changes."""
         raise NotImplementedError(f"{type(self).__name__} keeps no state to snapshot")
 
     def state_version(self) -> str:

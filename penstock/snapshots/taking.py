@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from queue import Queue
 
 from penstock import telemetry
-from penstock.records import Partition
+from penstock.records import Partition, State
 from penstock.snapshots.files import Facts, SnapshotFiles
 from penstock.stage import Stage
 from penstock.transport.protocol import Position
@@ -23,7 +23,7 @@ SHARE = 0.02
 """Most of the loop's time that taking may cost; a large state is taken less often than the interval says."""
 _LAST_S = 10.0
 
-Job = tuple[Partition, Facts, bytes]
+Job = tuple[Partition, Facts, State]
 
 
 class Snapshots:
@@ -52,7 +52,7 @@ class Snapshots:
         self._writer = threading.Thread(target=self._write_all, name="snapshots", daemon=True)
         self._writer.start()
 
-    def usable(self, partition: Partition, low: int, committed: int) -> Iterator[tuple[Position, bytes]]:
+    def usable(self, partition: Partition, low: int, committed: int) -> Iterator[tuple[Position, State]]:
         """States of the partition to start from, newest first: of this topic and this version of the stage, not beyond
         the committed offset, and with all of the log from there on."""
         identity = self._topics[partition.topic] = self._identify(partition.topic)
@@ -97,7 +97,6 @@ class Snapshots:
             partition=partition.number,
             offset=at.offset,
             watermark=at.watermark,
-            size=len(state),
         )
         self._idle.clear()
         self._jobs.put((partition, facts, state))
@@ -135,7 +134,8 @@ class Snapshots:
                 log.warning("%s: no snapshot could be written, a restart will replay more: %s", partition, error)
             else:
                 telemetry.SNAPSHOTS.labels(self._name, "written").inc()
-                telemetry.SNAPSHOT_BYTES.labels(self._name, partition.topic, str(partition.number)).set(facts.size)
+                size = sum(table.nbytes for table in state.values())
+                telemetry.SNAPSHOT_BYTES.labels(self._name, partition.topic, str(partition.number)).set(size)
             finally:
                 if self._jobs.empty():
                     self._idle.set()

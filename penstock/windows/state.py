@@ -95,8 +95,8 @@ class WindowState:
             self._sweep()
         return WindowRows([column for column in found if column is not None], late)
 
-    def snapshot(self) -> bytes:
-        """The state as an Arrow IPC stream, keys in alphabetical order: a function of the log and nothing else."""
+    def snapshot(self) -> "pa.Table":
+        """The state as a table, keys in alphabetical order: a function of the log and nothing else."""
         names, rows = self._live()
         arrays: list[pa.Array[Any]] = [names]
         fields = [pa.field("key", pa.string(), nullable=False)]
@@ -109,18 +109,12 @@ class WindowState:
             "view": self.spec.model_dump_json(),
             "watermark": str(self.watermark),
         }
-        batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, metadata=header))
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        return bytes(sink.getvalue())
+        return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=header))
 
     @classmethod
-    def restore(cls, spec: ViewSpec, snapshot: bytes) -> "WindowState":
+    def restore(cls, spec: ViewSpec, snapshot: "pa.Table") -> "WindowState":
         """The state that `snapshot()` wrote. Raises ValueError if it is of another view or kernel version."""
-        with pa.ipc.open_stream(pa.py_buffer(snapshot)) as reader:
-            header = {name.decode(): value.decode() for name, value in (reader.schema.metadata or {}).items()}
-            batch = reader.read_next_batch()
+        header = {name.decode(): value.decode() for name, value in (snapshot.schema.metadata or {}).items()}
         if header.get("kernel_version") != str(KERNEL_VERSION):
             raise ValueError(
                 f"the snapshot of view {spec.name!r} was written by window kernel {header.get('kernel_version')}, "
@@ -133,7 +127,8 @@ class WindowState:
             )
         state = cls(spec)
         state.watermark = int(header["watermark"])
-        state._replace(batch.column(0), [_words(batch.column(k + 1)) for k in range(len(state._rings))])
+        names, *rows = snapshot.columns
+        state._replace(names.combine_chunks(), [_words(column) for column in rows])
         return state
 
     def _check(
@@ -207,9 +202,9 @@ def _int64(array: NDArray[Any]) -> NDArray[np.int64]:
     return np.require(array, np.int64, ["C", "A"])
 
 
-def _words(column: "pa.Array[Any]") -> NDArray[np.int64]:
-    words = column.flatten().to_numpy(zero_copy_only=False)
-    return np.array(words, np.int64).reshape(len(column), column.type.list_size)
+def _words(column: "pa.ChunkedArray") -> NDArray[np.int64]:
+    words = [np.empty(0, np.int64), *(chunk.flatten().to_numpy() for chunk in column.chunks)]
+    return np.concatenate(words).reshape(len(column), column.type.list_size)
 
 
 def warm_up() -> None:

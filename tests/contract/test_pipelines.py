@@ -26,7 +26,7 @@ from penstock.cli.new import make_pipeline
 from penstock.compiling import compile_pipeline
 from penstock.pipeline import Pipeline
 from penstock.plan import Plan, PlanError, WhenPlan
-from penstock.records import Batch, Output, Partition, Reason, Result
+from penstock.records import Batch, Output, Partition, Reason, Result, State
 from penstock.stage import Stage, StageKind
 from penstock.worker import find_kind
 
@@ -90,7 +90,7 @@ class Faulty(Stage):
     def process(self, batch: Batch) -> Result:
         return self._fault(batch, self._stage.process(batch))
 
-    def restore(self, partition: Partition, snapshot: bytes | None) -> None:
+    def restore(self, partition: Partition, snapshot: State | None) -> None:
         self._stage.restore(partition, snapshot)
 
 

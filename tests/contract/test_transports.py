@@ -1,6 +1,5 @@
 """The conformance suite of transports: the broker in memory and real Kafka give the loop the same guarantees."""
 
-import ast
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from penstock.loop import Loop
 from penstock.observer import Observer
 from penstock.outbox import Outbox
 from penstock.pace import Pace
-from penstock.records import Batch, Header, Output, Partition, Reason, Records, Result
+from penstock.records import Batch, Header, Output, Partition, Reason, Records, Result, State
 from penstock.schemas.registry import TransientLookupError
 from penstock.snapshots.files import SnapshotFiles
 from penstock.snapshots.taking import Snapshots
@@ -221,11 +220,13 @@ class Counting(Stage):
     def reach(self, topic: str) -> int:
         return 10**15
 
-    def restore(self, partition: Partition, snapshot: bytes | None) -> None:
-        self.counts[partition.number] = {} if snapshot is None else ast.literal_eval(snapshot.decode())
+    def restore(self, partition: Partition, snapshot: State | None) -> None:
+        kept = {} if snapshot is None else snapshot["counts"].to_pydict()
+        self.counts[partition.number] = dict(zip(kept.get("value", []), kept.get("count", []), strict=True))
 
-    def snapshot(self, partition: Partition) -> bytes:
-        return repr(self.counts[partition.number]).encode()
+    def snapshot(self, partition: Partition) -> State:
+        counts = self.counts[partition.number]
+        return {"counts": pa.table({"value": pa.array(counts, pa.binary()), "count": pa.array(counts.values())})}
 
     def state_version(self) -> str:
         return "counting"
@@ -394,7 +395,7 @@ def test_with_a_third_of_all_transactions_aborted_the_output_is_the_same_and_no_
     restored: list[Partition] = []
     restore, commit = stage.restore, loop.transport.commit
 
-    def restoring(partition: Partition, snapshot: bytes | None) -> None:
+    def restoring(partition: Partition, snapshot: State | None) -> None:
         restored.append(partition)
         restore(partition, snapshot)
 

@@ -15,7 +15,7 @@ from penstock_features.stage import FeaturesStage, build
 
 from penstock.envelope import EVENT_ID, ORIGIN_OFFSET, ORIGIN_PARTITION
 from penstock.plan import Plan
-from penstock.records import Partition, Reason, Result
+from penstock.records import Partition, Reason, Result, State
 from penstock.windows.watermark import running_watermark
 from tests.unit.features_plan import HOUR, MINUTE, Log, events, plan
 
@@ -336,6 +336,6 @@ def test_the_ids_are_part_of_the_state_that_is_measured_reached_back_for_and_tol
         stage.restore(Partition(TOPIC, 0), _snapshot(plain))
 
 
-def _snapshot(stage: FeaturesStage) -> bytes:
+def _snapshot(stage: FeaturesStage) -> State:
     stage.process(Log(TOPIC, "customer").batch(events([("a", "x", 0, 1.0, True)]), [0]))
     return stage.snapshot(Partition(TOPIC, 0))

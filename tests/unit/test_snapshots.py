@@ -4,9 +4,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from penstock_features.duplicates import Seen
 
-from penstock.records import Batch, Partition, Result
+from penstock.records import Batch, Partition, Result, State
 from penstock.snapshots import files as files_module
 from penstock.snapshots.files import Facts, SnapshotFiles
 from penstock.snapshots.taking import Snapshots
@@ -16,8 +19,13 @@ from penstock.transport.protocol import Position
 PLACE = Partition("in", 3)
 
 
-def facts(offset: int = 10, size: int = 5, topic: str = "t", state: str = "v") -> Facts:
-    return Facts(topic=topic, state=state, partition=3, offset=offset, watermark=1000 + offset, size=size)
+def facts(offset: int = 10, topic: str = "t", state: str = "v") -> Facts:
+    return Facts(topic=topic, state=state, partition=3, offset=offset, watermark=1000 + offset)
+
+
+def holding(text: str) -> State:
+    """A state of two parts."""
+    return {"text": pa.table({"x": [text]}), "rows": pa.table({"n": range(1000)}).replace_schema_metadata({"a": "b"})}
 
 
 def paths(folder: Path) -> list[Path]:
@@ -32,14 +40,17 @@ def files(request: pytest.FixtureRequest, tmp_path: Path) -> SnapshotFiles:
 
 def test_the_newest_two_are_kept_and_read_newest_first(files: SnapshotFiles) -> None:
     for offset in (10, 20, 30):
-        files.write(PLACE, facts(offset), b"at %02d" % offset)
-    assert [(found.offset, state) for found, state in files.read(PLACE)] == [(30, b"at 30"), (20, b"at 20")]
+        files.write(PLACE, facts(offset), holding(f"at {offset}"))
+    assert [(found.offset, state) for found, state in files.read(PLACE)] == [
+        (30, holding("at 30")),
+        (20, holding("at 20")),
+    ]
     assert list(files.read(Partition("in", 4))) == []
 
 
 def test_a_topic_made_anew_begins_at_offset_0_and_its_snapshots_are_the_newest(files: SnapshotFiles) -> None:
-    files.write(PLACE, facts(5000), b"older")
-    files.write(PLACE, facts(2, topic="anew"), b"newer")
+    files.write(PLACE, facts(5000), holding("older"))
+    files.write(PLACE, facts(2, topic="anew"), holding("newer"))
     assert [found.offset for found, _ in files.read(PLACE)] == [2, 5000]
 
 
@@ -50,7 +61,7 @@ def test_a_topic_made_anew_begins_at_offset_0_and_its_snapshots_are_the_newest(f
         (lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:], "torn or was altered"),
         (lambda content: content[:10], "no snapshot of this form"),
         (lambda content: b"", "no snapshot of this form"),
-        (lambda content: content.replace(b"snapshot 1", b"snapshot 0"), "no snapshot of this form"),
+        (lambda content: content.replace(b"snapshot 2", b"snapshot 1"), "no snapshot of this form"),
     ],
 )
 def test_a_torn_or_altered_one_is_passed_over_for_the_one_before(
@@ -58,7 +69,7 @@ def test_a_torn_or_altered_one_is_passed_over_for_the_one_before(
 ) -> None:
     files = SnapshotFiles(str(tmp_path), "g")
     for offset in (10, 20):
-        files.write(PLACE, facts(offset), b"at %02d" % offset)
+        files.write(PLACE, facts(offset), holding(f"at {offset}"))
     newest = paths(tmp_path)[-1]
     newest.write_bytes(change(newest.read_bytes()))
     assert [found.offset for found, _ in files.read(PLACE)] == [10]
@@ -68,14 +79,14 @@ def test_a_torn_or_altered_one_is_passed_over_for_the_one_before(
 
 def test_what_is_half_written_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = SnapshotFiles(str(tmp_path), "g")
-    files.write(PLACE, facts(10), b"at 10")
+    files.write(PLACE, facts(10), holding("at 10"))
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files_module.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        files.write(PLACE, facts(20), b"at 20")
+        files.write(PLACE, facts(20), holding("at 20"))
     assert len(paths(tmp_path)) == 1
     assert [found.offset for found, _ in files.read(PLACE)] == [10]
 
@@ -87,17 +98,34 @@ def test_what_a_killed_worker_left_half_written_goes_with_the_next(
     with monkeypatch.context() as killed:
         killed.setattr(Path, "rename", lambda *_: None)
         killed.setattr(Path, "unlink", lambda *_, **__: None)
-        files.write(PLACE, facts(10), b"at 10")
+        files.write(PLACE, facts(10), holding("at 10"))
     assert [path.name.startswith(".") for path in paths(tmp_path)] == [True]
-    files.write(PLACE, facts(20), b"at 20")
+    files.write(PLACE, facts(20), holding("at 20"))
     assert [path.name for path in paths(tmp_path)] == ["000000000001.snapshot"]
+
+
+def test_a_state_in_many_slices_comes_back(files: SnapshotFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_module, "SLICE_BYTES", 1000)
+    ids, times = pa.array([f"id {n}" for n in range(999)]), np.arange(999)
+    seen = Seen(10_000)
+    assert seen.firsts(ids, times, times, times, times) is None
+    state = {"ids": seen.snapshot(), "none": Seen(5).snapshot()}
+    files.write(PLACE, facts(), state)
+    ((_, found),) = files.read(PLACE)
+    assert found["ids"].column("entry").num_chunks > 10
+    assert len(Seen.restore(5, found["none"])) == 0
+    again = Seen.restore(10_000, found["ids"])
+    assert again.snapshot().equals(state["ids"], check_metadata=True)
+    firsts = again.firsts(ids, times, times + 999, times, times)
+    assert firsts is not None
+    assert firsts[:, 1].tolist() == list(range(999))
 
 
 class Kept(Stage):
     """Its state is a text."""
 
     def __init__(self, version: str = "v") -> None:
-        self.version, self.state = version, b"state"
+        self.version, self.state = version, holding("state")
 
     def process(self, batch: Batch) -> Result:
         return Result()
@@ -105,7 +133,7 @@ class Kept(Stage):
     def reach(self, topic: str) -> int | None:
         return 1000 if topic == "in" else None
 
-    def snapshot(self, partition: Partition) -> bytes:
+    def snapshot(self, partition: Partition) -> State:
         return self.state
 
     def state_version(self) -> str:
@@ -125,11 +153,11 @@ def test_one_that_does_not_belong_here_is_not_used_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, found: Facts, low: int, committed: int, why: str
 ) -> None:
     files = SnapshotFiles(str(tmp_path), "g")
-    files.write(PLACE, facts(11), b"right")
-    files.write(PLACE, found, b"wrong")
+    files.write(PLACE, facts(11), holding("right"))
+    files.write(PLACE, found, holding("wrong"))
     snapshots = Snapshots(files, Kept(), "test", lambda topic: "t", 0.0)
     caplog.set_level("INFO")
-    assert list(snapshots.usable(PLACE, low, committed)) == [(Position(11, 1011), b"right")]
+    assert list(snapshots.usable(PLACE, low, committed)) == [(Position(11, 1011), holding("right"))]
     assert why in caplog.text
     snapshots.close(settled=True)
 
@@ -181,7 +209,7 @@ def test_a_store_that_cannot_be_written_stops_nothing(
     assert list(snapshots.usable(Partition("in", 0), 0, 0)) == []
     write, tried = files.write, threading.Event()
 
-    def gone(partition: Partition, found: Facts, state: bytes) -> None:
+    def gone(partition: Partition, found: Facts, state: State) -> None:
         tried.set()
         raise OSError(30, "Read-only file system")
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from penstock.jit import INTS, compiled, inlined
 from penstock.records import NO_TIME, string_buffers
+from penstock.snapshots.entries import as_table, from_table
 
-DUPLICATES_VERSION = 1
+DUPLICATES_VERSION = 2
 """Rises with any change of what is remembered, or of the form it is kept in."""
 _FIRST_ROOM = 1024
 
@@ -219,47 +220,48 @@ class Seen:
         )
         return found if copies else None
 
-    def snapshot(self) -> bytes:
-        """What is remembered, as an Arrow IPC stream."""
-        entries, _, arena, clock = self._moved(0, 0)
-        parts = (entries[: int(clock["used"][0])], arena[: int(clock["bytes"][0])], clock)
-        columns = [pa.array([part.tobytes()], pa.large_binary()) for part in parts]
-        batch = pa.RecordBatch.from_arrays(columns, names=["entries", "ids", "clock"])
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        return bytes(sink.getvalue())
+    def snapshot(self) -> "pa.Table":
+        """What is remembered, an id in each row."""
+        alive, size = self._alive()
+        entries, _, ids, clock = self._moved(alive, size, 1)
+        return as_table(entries, ids).replace_schema_metadata({"watermark": str(clock["watermark"][0])})
 
     @classmethod
-    def restore(cls, horizon_ms: int, snapshot: bytes) -> "Seen":
+    def restore(cls, horizon_ms: int, snapshot: "pa.Table") -> "Seen":
         """What ``snapshot`` wrote, for the same horizon."""
-        with pa.ipc.open_stream(pa.py_buffer(snapshot)) as reader:
-            batch = reader.read_next_batch()
-        entries, ids, clock = (column[0].as_py() for column in batch.columns)
         seen = cls(horizon_ms)
-        seen._entries = np.frombuffer(entries, ENTRY).copy()
-        seen._arena = np.frombuffer(ids, np.uint8).copy()
-        seen._clock = np.frombuffer(clock, CLOCK).copy()
-        seen._entries, seen._heads, seen._arena, seen._clock = seen._moved(0, 0)
+        seen._entries, seen._arena = from_table(snapshot, ENTRY)
+        watermark = int((snapshot.schema.metadata or {})[b"watermark"])
+        seen._clock = np.array([(len(seen._entries), len(seen._arena), watermark)], CLOCK)
+        seen._grow(0, 0)
         return seen
 
     def _make_room(self, more: int, more_bytes: int) -> None:
         used, size = len(self), int(self._clock["bytes"][0])
         if used + more > len(self._entries) or size + more_bytes > len(self._arena):
-            self._entries, self._heads, self._arena, self._clock = self._moved(more, more_bytes)
+            self._grow(more, more_bytes)
 
-    def _moved(
-        self, more: int, more_bytes: int
-    ) -> tuple["NDArray[np.void]", Ints, NDArray[np.uint8], "NDArray[np.void]"]:
-        """Entries, chains, ids and clock without what is over, with room for twice as much and ``more``."""
+    def _grow(self, more: int, more_bytes: int) -> None:
+        """Without what is over, there is room for twice as much and ``more``."""
+        alive, size = self._alive()
+        room = _power(2 * (alive + more))
+        moved = self._moved(room, _power(2 * (size + more_bytes)), room)
+        self._entries, self._heads, self._arena, self._clock = moved
+
+    def _alive(self) -> tuple[int, int]:
+        """Entries that can still have a copy, and bytes of their ids."""
         entries = self._entries[: len(self)]
         alive = entries["newest"] >= int(self._clock["watermark"][0]) - self._horizon
-        room = _power(2 * (int(alive.sum()) + more))
-        size = int((entries["stop"] - entries["start"])[alive].sum())
-        new, heads = np.zeros(room, ENTRY), np.empty(room, np.int64)
-        arena, clock = np.empty(_power(2 * (size + more_bytes)), np.uint8), np.zeros(1, CLOCK)
-        _move(self._entries, self._arena, self._clock, self._horizon, new, heads, arena, clock)
-        return new, heads, arena, clock
+        return int(alive.sum()), int((entries["stop"] - entries["start"])[alive].sum())
+
+    def _moved(
+        self, room: int, room_bytes: int, chains: int
+    ) -> tuple["NDArray[np.void]", Ints, NDArray[np.uint8], "NDArray[np.void]"]:
+        """Entries, chains, ids and clock without what is over, in arrays of these lengths."""
+        entries, heads = np.zeros(room, ENTRY), np.empty(chains, np.int64)
+        arena, clock = np.empty(room_bytes, np.uint8), np.zeros(1, CLOCK)
+        _move(self._entries, self._arena, self._clock, self._horizon, entries, heads, arena, clock)
+        return entries, heads, arena, clock
 
 
 def _power(n: int) -> int:

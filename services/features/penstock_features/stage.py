@@ -17,7 +17,7 @@ from penstock.codec.arrow import arrow_schema
 from penstock.envelope import COLUMNS as ENVELOPE
 from penstock.envelope import EVENT_ID, EVENT_TIME, LABEL_KEY, ORIGIN_OFFSET, ORIGIN_PARTITION
 from penstock.plan import Plan, PlanError, StagePlan, ViewPlan
-from penstock.records import Batch, Output, Partition, Reason, Result
+from penstock.records import Batch, Output, Partition, Reason, Result, State
 from penstock.records import column as binary
 from penstock.stage import Stage, StageKind
 from penstock.windows.layout import KERNEL_VERSION
@@ -92,7 +92,7 @@ class FeaturesStage(Stage):
         have been a copy."""
         return max((spec.history_ms for spec in self._specs), default=0) + (self._horizon or 0)
 
-    def restore(self, partition: Partition, snapshot: bytes | None) -> None:
+    def restore(self, partition: Partition, snapshot: State | None) -> None:
         self._windows[partition] = (
             PartitionWindows(self._specs, self._horizon)
             if snapshot is None
@@ -109,7 +109,7 @@ class FeaturesStage(Stage):
     def release(self, partition: Partition) -> None:
         self._windows.pop(partition, None)
 
-    def snapshot(self, partition: Partition) -> bytes:
+    def snapshot(self, partition: Partition) -> State:
         return self._windows[partition].snapshot()
 
     def sizes(self) -> dict[str, tuple[int, int]]:

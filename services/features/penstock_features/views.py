@@ -6,7 +6,7 @@ all views or for none.
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from penstock.codec.arrow import arrow_schema
 from penstock.plan import Plan, PlanError, ViewPlan
+from penstock.records import State
 from penstock.windows.spec import EVERY_ROW, NUMERIC, AggregationSpec, ColumnType, ViewSpec
 from penstock.windows.state import Column, WindowState
 from penstock.windows.watermark import NO_WATERMARK
@@ -132,31 +133,24 @@ class PartitionWindows:
             late |= rows.late
         return found, late
 
-    def snapshot(self) -> bytes:
-        """All views, and the event ids, as one Arrow IPC stream of (view, state)."""
+    def snapshot(self) -> State:
+        """All views by their names, and the event ids."""
         parts = {spec.name: state.snapshot() for spec, state in zip(self._specs, self._states, strict=True)}
         if self.seen is not None:
             parts[EVENT_IDS] = self.seen.snapshot()
-        batch = pa.RecordBatch.from_pydict({"view": list(parts), "state": list(parts.values())})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        return cast(bytes, sink.getvalue().to_pybytes())
+        return parts
 
     @staticmethod
-    def restore(specs: list[ViewSpec], snapshot: bytes, horizon_ms: int | None = None) -> "PartitionWindows":
+    def restore(specs: list[ViewSpec], snapshot: State, horizon_ms: int | None = None) -> "PartitionWindows":
         """The state that ``snapshot()`` wrote. Raises ``ValueError`` for a view that is missing or changed."""
-        with pa.ipc.open_stream(pa.py_buffer(snapshot)) as reader:
-            batch = reader.read_next_batch()
-        states = dict(zip(batch.column("view").to_pylist(), batch.column("state").to_pylist(), strict=True))
         wanted = [spec.name for spec in specs] + ([] if horizon_ms is None else [EVENT_IDS])
-        missing = [name for name in wanted if name not in states]
+        missing = [name for name in wanted if name not in snapshot]
         if missing:
             raise ValueError(f"the snapshot has no view {missing[0]!r}. Rebuild the state by replay")
         windows = PartitionWindows(specs)
-        windows._states = [WindowState.restore(spec, states[spec.name]) for spec in specs]
+        windows._states = [WindowState.restore(spec, snapshot[spec.name]) for spec in specs]
         if horizon_ms is not None:
-            windows.seen = Seen.restore(horizon_ms, states[EVENT_IDS])
+            windows.seen = Seen.restore(horizon_ms, snapshot[EVENT_IDS])
         return windows
 
 

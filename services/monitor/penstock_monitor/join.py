@@ -15,9 +15,10 @@ import orjson
 import pyarrow as pa
 
 from penstock.records import string_buffers
+from penstock.snapshots.entries import as_table, from_table
 from penstock_monitor.meeting import CLOCK, ENTRY, GONE, LABEL, NEVER, PREDICTION, meet, move
 
-JOIN_VERSION = 1
+JOIN_VERSION = 2
 """Rises with any change of what waits, or of the form it is kept in."""
 SWEEPS_PER_HORIZON = 8
 _FIRST_ROOM = 1024
@@ -82,35 +83,28 @@ class Pending:
         held = self._used * ENTRY.itemsize + int(self._clock["bytes"][0]) + self._heads.nbytes
         return held, self._used
 
-    def snapshot(self, names: Mapping[int, tuple[str, str]]) -> bytes:
-        """What waits as an Arrow IPC stream; ``names``: model and version behind the codes of ``served``."""
-        entries, arena, _, clock = self._moved(_FIRST_ROOM, _FIRST_ROOM)
-        entries, arena = entries[: int(clock["used"][0])], arena[: int(clock["bytes"][0])]
+    def snapshot(self, names: Mapping[int, tuple[str, str]]) -> "pa.Table":
+        """What waits, one in each row; ``names``: model and version behind the codes of ``served``."""
+        alive, size = self._alive()
+        entries, keys, _, clock = self._moved(alive, size, 1)
         codes = np.unique(entries["served"]).tolist()
         header = {
             "clock": orjson.dumps(clock[0].tolist()).decode(),
             "served": orjson.dumps([[code, *names[code]] for code in codes if code in names]).decode(),
         }
-        parts = [pa.array([part.tobytes()], pa.large_binary()) for part in (entries, arena)]
-        batch = pa.RecordBatch.from_arrays(parts, names=["entries", "keys"]).replace_schema_metadata(header)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        return bytes(sink.getvalue())
+        return as_table(entries, keys).replace_schema_metadata(header)
 
     @classmethod
-    def restore(cls, horizon_ms: int, snapshot: bytes, code_of: Callable[[str, str], int]) -> "Pending":
+    def restore(cls, horizon_ms: int, snapshot: "pa.Table", code_of: Callable[[str, str], int]) -> "Pending":
         """What ``snapshot`` wrote; ``code_of``: the code that model and version have now."""
-        with pa.ipc.open_stream(pa.py_buffer(snapshot)) as reader:
-            header, batch = reader.schema.metadata, reader.read_next_batch()
+        header = snapshot.schema.metadata or {}
         pending = cls(horizon_ms)
-        pending._entries = np.frombuffer(batch.column(0)[0].as_py(), ENTRY).copy()
-        pending._arena = np.frombuffer(batch.column(1)[0].as_py(), np.uint8).copy()
+        pending._entries, pending._arena = from_table(snapshot, ENTRY)
         pending._clock = np.array([tuple(orjson.loads(header[b"clock"]))], CLOCK)
         before = pending._entries["served"].copy()
         for code, model, version in orjson.loads(header[b"served"]):
             pending._entries["served"][before == code] = code_of(model, version)
-        pending._entries, pending._arena, pending._heads, pending._clock = pending._moved(_FIRST_ROOM, _FIRST_ROOM)
+        pending._grow(_FIRST_ROOM, _FIRST_ROOM)
         return pending
 
     @property
@@ -160,18 +154,26 @@ class Pending:
         used, size = self._used, int(self._clock["bytes"][0])
         if used + more <= len(self._entries) and size + more_bytes <= len(self._arena):
             return
-        self._entries, self._arena, self._heads, self._clock = self._moved(more, more_bytes)
+        self._grow(more, more_bytes)
 
-    def _moved(
-        self, more: int, more_bytes: int
-    ) -> tuple["npt.NDArray[np.void]", "npt.NDArray[np.uint8]", Int64s, "npt.NDArray[np.void]"]:
-        """Entries, keys, chains and clock without what is gone, with room for twice as much and ``more``."""
+    def _grow(self, more: int, more_bytes: int) -> None:
+        """Without what is gone, there is room for twice as much and ``more``."""
+        alive, size = self._alive()
+        room = _power(2 * (alive + more))
+        moved = self._moved(room, _power(2 * (size + more_bytes)), room)
+        self._entries, self._arena, self._heads, self._clock = moved
+
+    def _alive(self) -> tuple[int, int]:
+        """Entries that are not gone, and bytes of their keys."""
         entries = self._entries[: self._used]
         alive = entries["kind"] != GONE
-        room = _power(2 * (int(alive.sum()) + more))
-        keys = int((entries["stop"] - entries["start"])[alive].sum())
-        new, heads = np.zeros(room, ENTRY), np.empty(room, np.int64)
-        arena = np.empty(_power(2 * (keys + more_bytes)), np.uint8)
+        return int(alive.sum()), int((entries["stop"] - entries["start"])[alive].sum())
+
+    def _moved(
+        self, room: int, room_bytes: int, chains: int
+    ) -> tuple["npt.NDArray[np.void]", "npt.NDArray[np.uint8]", Int64s, "npt.NDArray[np.void]"]:
+        """Entries, keys, chains and clock without what is gone, in arrays of these lengths."""
+        new, heads, arena = np.zeros(room, ENTRY), np.empty(chains, np.int64), np.empty(room_bytes, np.uint8)
         clock = self._clock.copy()
         clock["used"], clock["bytes"] = move(self._entries, self._used, self._arena, new, heads, arena)
         return new, arena, heads, clock

@@ -19,7 +19,7 @@ from penstock.profiles.outcomes import OutcomePartials
 from penstock.profiles.partial import ColumnPartials
 from penstock.profiles.reference import ColumnProfile
 from penstock.profiles.rows import CLASS, CONFIDENCE, SCORE, ProfileRow, to_arrow
-from penstock.records import Batch, Output, Partition, Result
+from penstock.records import Batch, Output, Partition, Result, State
 from penstock.stage import Stage, StageKind
 from penstock_monitor.join import JOIN_VERSION, Facts, Int64s, Pending
 from penstock_monitor.references import ReferenceReader, References, ReferenceWatcher
@@ -90,16 +90,18 @@ class MonitorStage(Stage):
         # two horizons is the longest wait (see join), and one more is as far as a label's prediction lies before it
         return 3 * self._horizon + self._plan.lateness_ms if topic == self._outcomes_topic else None
 
-    def restore(self, partition: Partition, snapshot: bytes | None) -> None:
+    def restore(self, partition: Partition, snapshot: State | None) -> None:
         if partition.topic != self._outcomes_topic:
             return
         self._pending[partition.number] = (
-            Pending(self._horizon) if snapshot is None else Pending.restore(self._horizon, snapshot, self._judged.code)
+            Pending(self._horizon)
+            if snapshot is None
+            else Pending.restore(self._horizon, snapshot[LABEL_JOIN], self._judged.code)
         )
 
-    def snapshot(self, partition: Partition) -> bytes:
+    def snapshot(self, partition: Partition) -> State:
         pending = self._pending[partition.number]
-        return pending.snapshot({code: self._judged.name(code) for code in pending.served if code >= 0})
+        return {LABEL_JOIN: pending.snapshot({code: self._judged.name(code) for code in pending.served if code >= 0})}
 
     def state_version(self) -> str:
         return f"label join {JOIN_VERSION}, horizon {self._horizon} ms"
