@@ -36,12 +36,13 @@ class TopicSpec(NamedTuple):
 
 class Difference(NamedTuple):
     """What is not as the plan needs it, and the mend. ``setting``: which setting of the topic it is; ``topic`` where it
-    is missing, ``partitions`` where there are more or fewer."""
+    is missing, ``partitions`` where there are more or fewer. ``value``: what the topic has instead."""
 
     topic: str
     what: str
     mend: str
     setting: str
+    value: str = ""
 
 
 class BrokerUnavailable(Exception):
@@ -152,9 +153,11 @@ def _differences(spec: TopicSpec, partitions: int, config: dict[str, str]) -> It
     if not spec.compacted and retention != ALWAYS and retention < spec.retention_ms:
         yield Difference(
             spec.name,
-            f"keeps records for {retention} ms, and windows, lateness and a day need {spec.retention_ms}",
+            f"keeps records for {retention} ms, and {spec.retention_ms} are asked for: windows, lateness and a day, or "
+            "a week",
             altered("retention.ms", spec.retention_ms),
             "retention.ms",
+            str(retention),
         )
     largest = int(config["max.message.bytes"])
     if largest < spec.max_message_bytes:

@@ -45,14 +45,16 @@ def examine(
     write = rights.AbortedWrite()
     present = [topic.name for topic in deployment.plan.topics if topic.name in there]
     yield from _asked(rights.WRITE, lambda: rights.check_rights(deployment, absent, write))
+    models: list[Finding] = []
     if deployment.ids_known:
-        yield from _asked(model.CHAMPION_CHECK, lambda: model.check_model(deployment))
+        models += _asked(model.CHAMPION_CHECK, lambda: model.check_model(deployment))
+        yield from models
     else:
         yield from (unseen(check, _OTHER_IDS) for check in model.CHECKS)
     yield from clock.check_clock(write, deployment.plan.event.future_ms)
     yield from _asked(transactions.CHECK, lambda: transactions.check_transactions(deployment, present))
     lags: list[lag.Lag] = []
-    yield from _asked(lag.CHECK, lambda: _lag(deployment, absent, lags))
+    yield from _asked(lag.CHECK, lambda: _lag(deployment, absent, lags, _no_model(models)))
     why = _no_probe(deployment, absent, lags, with_probe=with_probe)
     if why is not None:
         yield unseen(probe.CHECK, why)
@@ -60,9 +62,19 @@ def examine(
         yield from _asked(probe.CHECK, lambda: probe.check_probe(deployment))
 
 
-def _lag(deployment: Deployment, absent: list[str], found: list[lag.Lag]) -> Iterator[Finding]:
+def _lag(
+    deployment: Deployment, absent: list[str], found: list[lag.Lag], no_model: Finding | None
+) -> Iterator[Finding]:
     found += lag.measure(deployment, absent)
-    yield from (lag.judge(each, deployment.lag_s, deployment.plan_file) for each in found)
+    for each in found:
+        waits = no_model if each.stage == "inference" else None
+        yield lag.judge(each, deployment.lag_s, deployment.plan_file, waits)
+
+
+def _no_model(found: list[Finding]) -> Finding | None:
+    """Why no worker can serve, if none can: there is no champion, or it is not as it was registered."""
+    failed = [finding for finding in found if finding.verdict == "fail"]
+    return next((f for f in failed if f.check == model.CHAMPION_CHECK or f.seen.startswith("champion ")), None)
 
 
 def _no_probe(deployment: Deployment, absent: list[str], lags: list[lag.Lag], *, with_probe: bool) -> str | None:

@@ -26,10 +26,14 @@ class Lag:
     seconds: float
 
 
-def judge(lag: Lag, most_s: float, plan_file: str) -> Finding:
-    """``most_s``: a lag that is older is worth a warning."""
+def judge(lag: Lag, most_s: float, plan_file: str, no_model: Finding | None = None) -> Finding:
+    """``most_s``: a lag that is older is worth a warning. ``no_model``: why there is no model, where this stage's
+    workers wait for one: until then they are no members."""
     seen = f"{lag.stage}: {lag.rows:,} rows, the oldest {lag.seconds:.1f} s old" if lag.rows else f"{lag.stage}: none"
     start = f"penstock run {lag.stage} {plan_file}"
+    if not lag.members and no_model is not None:
+        waits = f"{seen}; its workers wait for a model and read nothing before: see {no_model.check}"
+        return (fail if lag.rows else warn)(CHECK, waits, no_model.mend)
     if not lag.members:
         if lag.rows:
             return fail(CHECK, f"{seen}; nobody works on it", f"start {start}")

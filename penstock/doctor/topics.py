@@ -48,24 +48,27 @@ def check_all_topics(deployment: Deployment) -> Iterator[Finding]:
         yield fail(TOPICS, f"the topics cannot be looked at: {why}", "give this user Describe and DescribeConfigs")
         yield from (unseen(check, "the topics cannot be looked at") for check in CHECKS[1:])
         return
-    yield from judge_topics(specs, differences, history_ms(deployment.plan), deployment.plan_file)
+    history, snapshots = history_ms(deployment.plan), deployment.settings.snapshot_interval_s > 0
+    yield from judge_topics(specs, differences, history, deployment.plan_file, snapshots=snapshots)
     yield from judge_replicas(replicas, is_local(deployment.settings.bootstrap_servers))
 
 
 def judge_topics(
-    specs: Sequence[TopicSpec], differences: Iterable[Difference], history: int, plan_file: str
+    specs: Sequence[TopicSpec], differences: Iterable[Difference], history: int, plan_file: str, *, snapshots: bool
 ) -> Iterator[Finding]:
-    """``history``: how far back in event time state may have to be rebuilt, ms."""
+    """``history``: how far back in event time state may have to be rebuilt, ms; ``snapshots``: workers take them."""
     found: dict[str, list[Difference]] = {check: [] for check in CHECKS}
     for difference in differences:
         found[_OF[difference.setting]].append(difference)
     there = len(specs) - len(found[TOPICS])
-    kept = [spec for spec in specs if not spec.compacted]
+    retention, needed = found[RETENTION], history + DAY_MS
+    found[RETENTION] = [each for each in retention if int(each.value) < needed]
+    shortest = min([*(int(each.value) for each in retention), *(s.retention_ms for s in specs if not s.compacted)])
     well = {
         TOPICS: f"all {there} of the plan are there",
         PARTITIONS: f"{specs[0].partitions} in each of {there}: what has one key meets in one partition",
         SETTINGS: f"append time and the right cleanup in {there}",
-        RETENTION: f"{_days(kept[0].retention_ms)} or more; windows, lateness and a day need {_days(history + DAY_MS)}",
+        RETENTION: f"{_days(shortest)} or more; windows, lateness and a day need {_days(needed)}",
         SIZES: f"inputs take {min(s.max_message_bytes for s in specs):,} bytes, the others what is made of them",
     }
     if missing := found[TOPICS]:
@@ -73,10 +76,26 @@ def judge_topics(
         mend = missing[0].mend.replace("PLAN", plan_file)
         yield fail(TOPICS, f"{names} {'is' if len(missing) == 1 else 'are'} missing", mend)
     for check, seen in well.items():
-        if check != TOPICS:
+        if check == RETENTION:
+            yield from (_short(each, needed, snapshots=snapshots) for each in found[check])
+        elif check != TOPICS:
             yield from (fail(check, f"{each.topic} {each.what}", each.mend) for each in found[check])
         if not found[check]:
             yield ok(check, seen) if there else unseen(check, "there is no topic")
+
+
+def _short(topic: Difference, needed: int, *, snapshots: bool) -> Finding:
+    """The log is shorter than the windows. From a snapshot on, a restart needs only what came after it; but a snapshot
+    may be lost, and a changed view has none."""
+    kept = int(topic.value)
+    seen = f"{topic.topic} keeps records for {kept} ms, and windows, lateness and a day need {needed}"
+    if not snapshots or kept < DAY_MS:
+        return fail(RETENTION, seen, topic.mend)
+    return warn(
+        RETENTION,
+        f"{seen}: a restart goes on from its snapshot; where that is lost, or a view was changed, it is refused",
+        topic.mend,
+    )
 
 
 def judge_replicas(topics: Sequence[Replicas], local: bool) -> Iterator[Finding]:

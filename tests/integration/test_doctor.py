@@ -227,6 +227,10 @@ def test_a_stage_that_nobody_works_on_fails_with_its_lag_and_gets_no_probe(runni
     (unseen,) = found.of("not looked at")
     assert (unseen["check"], unseen["seen"]) == ("probe", "no ingest worker would read it")
     assert found.exit_code == 1
+    with no_champion(running):
+        (waiting,) = [each for each in doctor("--no-probe").findings if each["seen"].startswith("inference: ")]
+    assert "its workers wait for a model and read nothing before: see champion" in waiting["seen"]
+    assert waiting["mend"].startswith("penstock model promote var/flights/plan.json ")
 
 
 def test_a_topic_of_other_partitions_fails_in_its_own_line(running: World) -> None:

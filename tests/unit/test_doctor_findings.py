@@ -17,7 +17,7 @@ from penstock.plan import AvroSchema
 from penstock.records import NO_TIME, Partition
 from penstock.schemas.lock import SchemaLock
 from penstock.schemas.registry import TransientLookupError
-from penstock.topics import Difference, TopicSpec
+from penstock.topics import DAY_MS, Difference, TopicSpec
 from tests.onnx_models import plan as any_plan
 
 KAFKA = BrokerVersion(30, transactional=True)
@@ -73,22 +73,41 @@ def test_an_answer_that_is_cut_off_is_none(cut: int) -> None:
 
 
 def test_topics_that_are_as_needed_are_one_line_a_check() -> None:
-    found = list(topics.judge_topics(SPECS, [], 0, "PLAN"))
+    found = list(topics.judge_topics(SPECS, [], 0, "PLAN", snapshots=False))
     assert verdicts(found) == [(check, "ok") for check in topics.CHECKS[:5]]
 
 
 def test_every_difference_is_told_in_the_line_of_its_check() -> None:
     differences = [
-        Difference("p.raw", "keeps records for 1 ms", "more", "retention.ms"),
+        Difference("p.raw", "keeps records for 1 ms", "more", "retention.ms", "1"),
         Difference("p.dead", "is missing", "`penstock topics PLAN --create`", "topic"),
         Difference("p.raw", "has cleanup.policy compact", "delete", "cleanup.policy"),
     ]
-    found = [each for each in topics.judge_topics(SPECS, differences, 0, "a.json") if each.verdict == "fail"]
+    judged = topics.judge_topics(SPECS, differences, 0, "a.json", snapshots=True)
+    found = [each for each in judged if each.verdict == "fail"]
     assert found == [
         Finding("topics", "fail", "p.dead is missing", "`penstock topics a.json --create`"),
         Finding("topic settings", "fail", "p.raw has cleanup.policy compact", "delete"),
-        Finding("retention", "fail", "p.raw keeps records for 1 ms", "more"),
+        Finding(
+            "retention", "fail", "p.raw keeps records for 1 ms, and windows, lateness and a day need 86400000", "more"
+        ),
     ]
+
+
+@pytest.mark.parametrize(
+    ("days", "snapshots", "verdict"),
+    [(0.5, True, "fail"), (2, False, "fail"), (2, True, "warn"), (4, False, "ok"), (4, True, "ok")],
+)
+def test_snapshots_let_the_log_be_shorter_than_the_windows_but_not_than_a_day(
+    days: float, snapshots: bool, verdict: str
+) -> None:
+    value = str(int(days * DAY_MS))
+    short = Difference("p.raw", f"keeps records for {value} ms, and a week is asked for", "more", "retention.ms", value)
+    judged = topics.judge_topics(SPECS, [short], 3 * DAY_MS, "a.json", snapshots=snapshots)
+    (found,) = [each for each in judged if each.check == "retention"]
+    assert found.verdict == verdict
+    assert ("a restart goes on from its snapshot" in found.seen) == (verdict == "warn")
+    assert (f"{days:g} days or more" in found.seen) == (verdict == "ok")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +171,15 @@ def test_lag_that_nobody_works_on_fails_and_old_lag_warns(
     found = lag.judge(lag.Lag("ingest", members, rows, seconds), 60.0, "a.json")
     assert found.verdict == verdict
     assert ("penstock run ingest a.json" in found.mend) == (verdict != "ok")
+
+
+@pytest.mark.parametrize(("members", "rows", "verdict"), [(1, 5, "ok"), (0, 0, "warn"), (0, 5, "fail")])
+def test_workers_that_wait_for_a_model_are_not_said_to_be_missing(members: int, rows: int, verdict: str) -> None:
+    nobody = Finding("champion", "fail", "nobody serves m: p.control names no champion", "penstock model promote")
+    found = lag.judge(lag.Lag("inference", members, rows, 1.0), 60.0, "a.json", nobody)
+    assert found.verdict == verdict
+    assert ("wait for a model" in found.seen, found.mend) == (not members, "" if members else "penstock model promote")
+    assert "nobody works" not in found.seen
 
 
 def test_a_probe_decodes_as_an_event_of_no_time() -> None:
