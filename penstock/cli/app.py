@@ -11,6 +11,8 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
+from penstock import interrupts
+
 
 class SubCommand(NamedTuple):
     """``path``: ``module:name`` of a function, or of a Typer of more commands; ``help`` is shown without importing
@@ -43,7 +45,9 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, (command if name is None else load_command(name)), rest
+        found = command if name is None else load_command(name)
+        interrupts.raise_again()
+        return name, found, rest
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -1,5 +1,6 @@
 """The command: its modules are loaded when called, and what goes wrong for a known reason is one line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,60 @@ def test_the_command_starts_without_what_is_heavy() -> None:
         "import sys, penstock.cli.app; print([m for m in ('numpy', 'pyarrow', 'numba', 'feast') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+INTERRUPTED = """
+import os, signal
+os.kill(os.getpid(), signal.SIGINT)
+for _ in range(1000):
+    pass
+raise SystemExit("Ctrl-C was not heard")
+"""
+SWALLOWS_IT = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        pass
+except KeyboardInterrupt:
+    raise SystemExit("Ctrl-C was this library's to handle") from None
+raise SystemExit("Ctrl-C was not heard")
+"""
+
+
+@pytest.mark.parametrize("start", [["-m", "penstock"], [str(Path(sys.executable).with_name("penstock"))]])
+@pytest.mark.parametrize(
+    ("library", "command", "imported"),
+    [
+        ("typer", "demo", SWALLOWS_IT),
+        ("rich", "dead list p.dead", SWALLOWS_IT),
+        ("feast", "check a:b", INTERRUPTED),  # by the command itself, which may have something to end in order
+    ],
+)
+def test_ctrl_c_while_libraries_are_imported_ends_quietly(
+    start: list[str], library: str, command: str, imported: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{library}.py").write_text(imported)
+    done = subprocess.run(
+        [sys.executable, *start, *command.split()],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_command_that_is_to_ignore_ctrl_c_goes_on_ignoring_it(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(INTERRUPTED)
+    done = subprocess.run(
+        ["sh", "-c", 'trap "" INT; exec "$0" -m penstock demo', sys.executable],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "Ctrl-C was not heard\n")
 
 
 def test_a_known_error_is_one_line_and_exit_1() -> None:
