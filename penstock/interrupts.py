@@ -2,9 +2,8 @@
 would have to be ended in order, and a library that is interrupted in its import says or swallows what it likes.
 """
 
-# what ``signal`` is made of; it makes enumerations of it, which takes longer than all else until here
-import _signal as signal  # type: ignore[import-not-found]
 import os
+import signal
 
 INTERRUPTED = 130
 """As shells have it: 128 and SIGINT."""
