@@ -33,7 +33,7 @@ test: check ## checks, then every test; PYTEST="-k window" passes options
 	@mkdir -p $(dir $(NOT_RUN)) && : > $(NOT_RUN)
 	@PENSTOCK_NOT_RUN=$(NOT_RUN) python -m pytest -n 2 --dist loadfile $(PYTEST)
 	@echo "make test: passed"
-	@sort -u $(NOT_RUN) | sed 's/^/not run: /'
+	@cat $(NOT_RUN)
 
 .PHONY: check
 check: $(FRESH) ## ruff, mypy --strict, schemas against their locks

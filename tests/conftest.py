@@ -16,6 +16,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from penstock.local.resolve import BrokerHandle, describe_kind, resolve_broker
+from tests import not_run
 
 
 class TopicFactory(Protocol):
@@ -30,8 +31,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--docker", action="store_true", help="run the session's broker in Docker (testcontainers)")
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return describe_kind(config.getoption("docker"))
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        not_run.look(config)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [describe_kind(config.getoption("docker")), *not_run.lines()]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    not_run.leave_out(config, items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    not_run.tell(terminalreporter)
 
 
 @pytest.fixture(scope="session")

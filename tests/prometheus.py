@@ -1,5 +1,5 @@
 """A real Prometheus for the tests: from PATH, or Debian's package fetched and unpacked without root. Where neither
-gives one, the run says so in its header and at its end.
+gives one, the run says so (see not_run.py).
 """
 
 import json

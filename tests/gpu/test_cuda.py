@@ -1,4 +1,4 @@
-"""Inference on a real CUDA device. Where there is none these tests are left out and the run says so."""
+"""Inference on a real CUDA device. Where there is none these tests are left out (see tests/not_run.py)."""
 
 import logging
 
