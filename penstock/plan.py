@@ -250,8 +250,14 @@ class Plan(Planned):
         return f"{self.pipeline}.{stage}"
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.model_dump_json(indent=1))
+        """Raises ``PlanError`` where no file can be written."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.model_dump_json(indent=1))
+        except OSError as error:
+            raise PlanError(
+                f"the plan cannot be written to {path}: {error.strerror}. Name a file that you may write to"
+            ) from None
 
     @staticmethod
     def load(path: Path) -> "Plan":
@@ -264,10 +270,8 @@ class Plan(Planned):
             raise PlanError(f"{path} is no plan that can be read: {error.strerror}") from None
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise PlanError(
-                f"{path}: {where}: {first['msg']}. Compile the plan again with this version of penstock"
-            ) from None
+            where = ": ".join(filter(None, (str(path), ".".join(str(part) for part in first["loc"]))))
+            raise PlanError(f"{where}: {first['msg']}. Compile the plan again with this version of penstock") from None
 
 
 def fingerprint(value: Any) -> str:

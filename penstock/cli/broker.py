@@ -22,7 +22,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 @broker_app.command()
 def start(
     data_dir: DataDir = Path("var/broker"),
-    port: Annotated[int | None, typer.Option(help="Port on 127.0.0.1; the former or a free one if not given.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1; the former or a free one if not given.")
+    ] = None,
     heap_mb: Annotated[int, typer.Option(help="Largest heap of the JVM, in MiB.")] = 512,
     as_json: Json = False,
 ) -> None:

@@ -86,8 +86,9 @@ def show(
     with _told(as_json):
         settings = Settings()
         pipeline_of(topic)
+        lookup = _lookup(settings, plan, lock)
         found = _one(settings, topic, letter)
-        payload = decode(found.value, _lookup(settings, plan, lock))
+        payload = decode(found.value, lookup)
     value = found.value or b""
     if as_json:
         more = {

@@ -156,9 +156,12 @@ def _say(facts: Any, text: str, as_json: bool) -> None:
 def _told(as_json: bool) -> Iterator[None]:
     try:
         yield
-    except (ModelError, PlanError, ControlUnavailable) as error:
+    except (ModelError, PlanError, ControlUnavailable, OSError) as error:
+        why = str(error)
+        if isinstance(error, OSError):
+            why = f"the registry cannot be used: {error}. Set PENSTOCK_MODELS_URL to one that can be reached"
         if as_json:
-            typer.echo(json.dumps({"error": str(error)}))
+            typer.echo(json.dumps({"error": why}))
         else:
-            typer.echo(f"penstock model: {error}", err=True)
+            typer.echo(f"penstock model: {why}", err=True)
         raise typer.Exit(1) from None

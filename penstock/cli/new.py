@@ -57,9 +57,12 @@ def make_pipeline(name: str, directory: Path) -> Path:
     if name in sys.stdlib_module_names or name == "penstock":
         raise PlanError(f"{name!r} is the name of a module that Python needs. Choose another")
     target = directory / name
-    if target.exists() and any(target.iterdir()):
+    if target.is_dir() and any(target.iterdir()):
         raise PlanError(f"{target} is not empty. Choose another name or folder")
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(f"{target} cannot be made: {error.strerror}. Choose another folder with --dir") from None
     for file in files("penstock.cli").joinpath("template").iterdir():
         if file.name.endswith(SUFFIX):
             plain = file.name.removesuffix(SUFFIX)

@@ -19,4 +19,6 @@ def run(
     from penstock.worker import run as run_worker
 
     settings = Settings() if slot is None else Settings(slot=slot)
-    raise typer.Exit(run_worker(Plan.load(plan), stage, settings))
+    loaded = Plan.load(plan)
+    loaded.stage(stage)  # said as a command says it; what a worker says from here on is its log
+    raise typer.Exit(run_worker(loaded, stage, settings))

@@ -21,18 +21,30 @@ from penstock.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_LOG_LEVEL = 6
+"""librdkafka's own, by syslog's numbers."""
+
 
 class ControlUnavailable(Exception):
     """The control topic cannot be read or written now; the message names the mend. Trying again may help."""
 
 
 class ControlReader:
-    """Reads the topic from its beginning, committed messages only. Used by one thread.
+    """Reads the topic from its beginning, committed messages only. Used by one thread. ``quiet``: what librdkafka says
+    of its connections is not logged, for whoever asks is told.
 
     Raises ``ControlUnavailable`` when the broker or the topic is not there.
     """
 
-    def __init__(self, settings: Settings, plan: Plan, lookup: Lookup | None = None, timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        plan: Plan,
+        lookup: Lookup | None = None,
+        timeout: float = 10.0,
+        *,
+        quiet: bool = False,
+    ) -> None:
         self._topic = plan.topic("control").name
         self._codec = ControlCodec(plan, lookup)
         self._consumer = Consumer(
@@ -45,6 +57,7 @@ class ControlReader:
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,
                 "fetch.wait.max.ms": 100,
+                "log_level": 0 if quiet else _LOG_LEVEL,
                 "logger": log,
             }
         )
@@ -109,7 +122,7 @@ class ControlReader:
 
 def read_control(settings: Settings, plan: Plan, timeout: float = 10.0, lookup: Lookup | None = None) -> list[InForce]:
     """What is in force now, one message per model and role. Raises ``ControlUnavailable``."""
-    reader = ControlReader(settings, plan, lookup, timeout)
+    reader = ControlReader(settings, plan, lookup, timeout, quiet=True)
     try:
         newest: dict[bytes, InForce] = {}
         deadline = time.monotonic() + timeout
@@ -150,6 +163,7 @@ def publish(
             "enable.idempotence": True,
             "partitioner": "murmur2_random",
             "message.timeout.ms": int(timeout * 1000),
+            "log_level": 0,
             "logger": log,
         }
     )

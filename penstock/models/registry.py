@@ -80,7 +80,7 @@ class ModelRegistry:
         where = self.where(name, version)
         try:
             content = self._read(name, version, FILE)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             known = ", ".join(self.versions(name)) or "none"
             raise ModelError(
                 f"model {name} {version}: no {FILE} in {where}; versions there: {known}. "

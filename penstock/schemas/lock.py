@@ -55,7 +55,11 @@ class SchemaLock:
     def load(cls, path: Path | str) -> "SchemaLock":
         """The lock at ``path``; an empty one where there is no file yet. Raises ``DamagedLock``."""
         path = Path(path)
-        text = path.read_text("utf-8") if path.exists() else ""
+        try:
+            text = path.read_text("utf-8") if path.exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise DamagedLock(f"{path} cannot be read: {why}. Restore the file from git.") from None
         lock = cls(path)
         for number, line in enumerate(text.splitlines(), 1):
             lock._entries.append(lock._read(number, line))

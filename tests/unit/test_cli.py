@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from penstock.cli.app import SUB_COMMANDS, app, load_command
+from penstock.models.control_topic import ControlUnavailable, read_control
 from penstock.plan import PlanError
+from penstock.settings import Settings
 from tests.onnx_models import plan
 
 
@@ -128,6 +130,81 @@ def test_a_slot_on_the_command_line_is_checked_as_one_in_the_environment(tmp_pat
     failed = CliRunner().invoke(app, ["run", "inference", str(tmp_path / "plan.json"), "--slot", "-1"])
     assert failed.exit_code == 1
     assert failed.stderr == "penstock: slot=-1 is not allowed. Give a whole number, at least 0\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("run nostage plan.json", "penstock: plan of 'shop' has no stage 'nostage'; it has inference"),
+        ("run inference nosuch.json", "penstock: no plan at nosuch.json. Make it with"),
+        ("run inference folder", "penstock: folder is no plan that can be read: Is a directory"),
+        ("run inference cut.json", "penstock: cut.json: Invalid JSON: "),
+        ("topics cut.json", "penstock: cut.json: Invalid JSON: "),
+        ("plan nosuch", "penstock: 'nosuch' is not of the form module:name"),
+        ("check nosuch", "'nosuch' is not of the form module:name"),
+        ("doctor nosuch", "penstock: 'nosuch' is not of the form module:name"),
+        (
+            "dev nosuch --folder file",
+            "penstock dev: the folder file/logs cannot be made or written to: Not a directory",
+        ),
+        ("demo --folder file", "penstock demo: the folder file/logs cannot be made or written to: Not a directory"),
+        (
+            "new shop --dir file",
+            "penstock: file/shop cannot be made: Not a directory. Choose another folder with --dir",
+        ),
+        ("new file", "penstock: file cannot be made: File exists"),
+        ("schemas check damaged", "damaged/schemas.lock cannot be read: Is a directory. Restore the file from git."),
+        ("schemas register damaged --url http://127.0.0.1:1", "penstock: damaged/schemas.lock cannot be read"),
+        ("model show shop 1.0.0 --registry file", "penstock model: model shop 1.0.0: no manifest.json in file"),
+        ("model list --registry http://127.0.0.1:1/x", "penstock model: the registry cannot be used: "),
+        ("model register folder", "penstock model: folder/manifest.json: No such file or directory"),
+        ("model status cut.json", "penstock model: cut.json: Invalid JSON: "),
+        ("dead list shop", "penstock dead: 'shop' is no topic of dead letters"),
+        ("dead show shop.dead 0@0 --plan nosuch.json", "penstock dead: no plan at nosuch.json"),
+        ("dead show shop.dead 0@0 --lock folder", "penstock dead: folder cannot be read: Is a directory"),
+        ("dead replay shop.dead --patch nosuch", "penstock dead: 'nosuch' is not of the form module:name"),
+        ("broker start --data-dir /proc/x", "penstock broker: the folder /proc/x cannot be made or written to"),
+        ("broker start --data-dir file", "penstock broker: file/broker.json cannot be read: Not a directory"),
+        ("broker stop --data-dir file", "penstock broker: file/broker.json cannot be read: Not a directory"),
+    ],
+)
+def test_wrong_input_is_a_line_that_names_it(
+    command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    Path("folder").mkdir()
+    Path("damaged/schemas.lock").mkdir(parents=True)
+    Path("file").touch()
+    Path("cut.json").write_text("{")
+    plan().save(Path("plan.json"))
+    failed = CliRunner().invoke(app, command.split())
+    assert isinstance(failed.exception, SystemExit), failed.exception
+    assert failed.exit_code in (1, 2)
+    (line,) = [line for line in (failed.stdout + failed.stderr).splitlines() if said in line]
+    assert not line.startswith("{")
+    assert failed.stderr.count("\n") <= 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_who_serves_is_asked_without_a_word_of_the_client(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ControlUnavailable, match=r"shop.control cannot be read at 127\.0\.0\.1:1: .*Start the broker"):
+        read_control(Settings(bootstrap_servers="127.0.0.1:1"), plan(), timeout=0.5)
+    assert caplog.messages == []
+
+
+def test_a_port_that_is_none_is_refused() -> None:
+    failed = CliRunner().invoke(app, ["broker", "start", "--port", "99999999"])
+    assert failed.exit_code == 2
+    assert "--port" in failed.stderr
+
+
+@pytest.mark.parametrize("out", ["file/plan.json", "folder"])
+def test_a_plan_that_cannot_be_written_is_a_line(out: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(PlanError, match=f"the plan cannot be written to .*{out}: .*Name a file that you may write to"):
+        plan().save(tmp_path / out)
 
 
 def test_debug_shows_the_traceback() -> None:
