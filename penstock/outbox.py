@@ -14,12 +14,15 @@ import pyarrow as pa
 from penstock.dead_letter import DeadLetter, RawRow, dead_letter, shortened
 from penstock.envelope import EVENT_ID, ORIGIN_OFFSET, ORIGIN_PARTITION
 from penstock.lanes import Work
-from penstock.records import Header, Int32s, Output, Partition, Reason, Records, Result, column
+from penstock.records import Batch, Header, Int32s, Output, Partition, Reason, Records, Result, column
 from penstock.transport.protocol import Fenced, Position, Refusal, Transport
 
 PARTS = 16
 """An abort and its transaction cost as much as some dozen requests one after the other."""
 REFUSED = "refused by the broker"
+ENVELOPED = (ORIGIN_PARTITION, ORIGIN_OFFSET)
+OWN_ORIGIN = ("origin_partition", "origin_offset")
+"""The same in the schemas that all pipelines share, which have no envelope: predictions and outcomes."""
 UNENCODABLE = (ValueError, pa.ArrowInvalid, KeyError, TypeError)
 Encode = Callable[[pa.RecordBatch], "pa.BinaryArray"]
 
@@ -73,7 +76,8 @@ class UnencodableError(Exception):
 
 
 class Outbox:
-    """``encoders`` by topic; ``raw_topic`` is the topic that origins refer to; ``details`` go into each dead letter."""
+    """``encoders`` by topic. ``raw_inputs``: those of the stage's inputs whose records are origins themselves; what
+    others hold descends from ``raw_topic``, and of the label join's rows the labels from ``labels_topic``."""
 
     def __init__(
         self,
@@ -85,10 +89,11 @@ class Outbox:
         raw_topic: str,
         raw_inputs: Iterable[str],
         absorbs: bool,
+        labels_topic: str | None = None,
     ) -> None:
         self._transport, self._stage, self._encoders, self._absorbs = transport, stage, encoders, absorbs
         self._dead_topic, self._dropped_topic, self._raw_topic = dead_topic, dropped_topic, raw_topic
-        self._raw_inputs = frozenset(raw_inputs)
+        self._raw_inputs, self._labels_topic = frozenset(raw_inputs), labels_topic
         self._sends: list[_Send] = []
         self.positions: dict[Partition, Position] = {}
         self.tally = Tally()
@@ -186,11 +191,19 @@ class Outbox:
         return self._letter(records, place, reason, {}, self._origin(work, row))
 
     def _origin(self, work: Work, row: int) -> tuple[str, int, int] | None:
-        rows = work.batch.rows
-        for partition, offset in ((ORIGIN_PARTITION, ORIGIN_OFFSET), ("origin_partition", "origin_offset")):
-            if partition in rows.schema.names:
-                return self._raw_topic, rows.column(partition)[row].as_py(), rows.column(offset)[row].as_py()
-        return None
+        rows, columns = work.batch.rows, self._origin_columns(work.batch)
+        if columns is None:
+            return None
+        partition, offset = (rows.column(name)[row].as_py() for name in columns)
+        # the envelope is of events; without it, one topic of ours holds two kinds
+        of_label = columns == OWN_ORIGIN and "kind" in rows.schema.names and rows.column("kind")[row].as_py() == "label"
+        return (self._labels_topic or self._raw_topic) if of_label else self._raw_topic, partition, offset
+
+    def _origin_columns(self, batch: Batch) -> tuple[str, str] | None:
+        """Where the rows say what they descend from; None where they are that themselves: their fields are a user's."""
+        if batch.topic in self._raw_inputs:
+            return None
+        return next((pair for pair in (ENVELOPED, OWN_ORIGIN) if pair[0] in batch.rows.schema.names), None)
 
     def _letter(
         self,
@@ -220,19 +233,18 @@ class Outbox:
         rows = np.fromiter(dropped, np.int32, len(dropped))
         n = len(rows)
         reasons = list(dropped.values())
-        names = batch.rows.schema.names
         taken = batch.rows.take(pa.array(rows))
-        is_raw = ORIGIN_OFFSET not in names
+        origin = self._origin_columns(batch)
         columns = {
             "stage": pa.repeat(self._stage, n),
             "reason": pa.array([reason.kind for reason in reasons]),
             "message": pa.array([reason.message for reason in reasons]),
-            "event_id": pa.nulls(n, pa.string()) if is_raw else taken.column(EVENT_ID),
+            "event_id": taken.column(EVENT_ID) if origin == ENVELOPED else pa.nulls(n, pa.string()),
             "topic": pa.repeat(batch.topic, n),
             "partition": pa.array(batch.partition[rows]),
             "offset": pa.array(batch.offset[rows]),
-            "origin_partition": pa.array(batch.partition[rows]) if is_raw else taken.column(ORIGIN_PARTITION),
-            "origin_offset": pa.array(batch.offset[rows]) if is_raw else taken.column(ORIGIN_OFFSET),
+            "origin_partition": taken.column(origin[0]) if origin else pa.array(batch.partition[rows]),
+            "origin_offset": taken.column(origin[1]) if origin else pa.array(batch.offset[rows]),
         }
         return Output(self._dropped_topic, batch.keys.take(pa.array(rows)), pa.RecordBatch.from_pydict(columns), rows)
 

@@ -296,6 +296,21 @@ def test_what_a_monitor_rejects_is_no_second_fate() -> None:
     assert findings(log) == {}
 
 
+@pytest.mark.parametrize(("kind", "named", "found"), [
+    ("label", "t.labels", {}), ("label", "t.raw", {"unattributed": 1}),
+    ("prediction", "t.raw", {}), ("prediction", "t.labels", {"unattributed": 1}),
+])  # fmt: skip
+def test_what_a_monitor_rejects_of_the_outcomes_names_what_it_is_of(kind: str, named: str, found: object) -> None:
+    log = MemoryLog()
+    rows = log.topics["t.outcomes"]
+    row = rows[-1] if kind == "label" else rows[0]
+    place = (0, 2) if kind == "label" else (0, 0)
+    headers = headers_of("t.outcomes", row.partition, row.offset, "monitor", place)
+    headers = [(name, named.encode() if name == "penstock.origin.topic" else value) for name, value in headers]
+    log.add("dead", row.key, row.value, headers=headers)
+    assert findings(log) == found
+
+
 def test_the_command_says_when_it_could_not_look(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["127.0.0.1:1", "t", "--lock", str(tmp_path / "none.lock")]) == 2
     assert "none.lock" in json.loads(capsys.readouterr().out)["error"]

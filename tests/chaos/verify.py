@@ -165,6 +165,8 @@ class Verifier:
         for letter in self._letters:
             seen[letter.stage, letter.read] += 1
             if letter.stage.split(".")[0] in LOOKING_ON:
+                if letter.read[0] == f"{self._name}.outcomes":
+                    self._judge_origin_of_outcome(letter)
                 continue
             topic, place = letter.origin or self._within(letter)
             if topic == f"{self._name}.raw":
@@ -176,6 +178,19 @@ class Verifier:
         for (stage, (topic, place)), n in seen.items():
             self._verdict.find("duplicated", f"{stage} wrote {n} dead letters of {topic}{_at(place)}", n - 1)
         return raw, labels
+
+    def _judge_origin_of_outcome(self, letter: Letter) -> None:
+        """A replay sends what the letter names: of a label, the label."""
+        try:
+            row = self._schemas.decode(letter.record.value)
+        except ValueError:
+            return  # nobody could read it, and so say what it is of
+        topic = f"{self._name}.{'labels' if row['kind'] == 'label' else 'raw'}"
+        origin = topic, (row["origin_partition"], row["origin_offset"])
+        if letter.origin != origin:
+            self._verdict.find(
+                "unattributed", f"dead{_at(letter.at)} is of {topic}{_at(origin[1])}, and says {letter.origin}"
+            )
 
     def _within(self, letter: Letter) -> tuple[str, Place]:
         """The raw record of a letter that its stage did not decode, from the record itself."""
