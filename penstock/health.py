@@ -3,7 +3,8 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
@@ -48,6 +49,15 @@ class Health:
 
     def ended(self) -> None:
         self._began = None
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """The same for what is done in here."""
+        self.began(phase)
+        try:
+            yield
+        finally:
+            self.ended()
 
     @property
     def doing(self) -> Doing | None:

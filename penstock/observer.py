@@ -51,11 +51,10 @@ class Observer:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
-        self._health.began(name)
         try:
-            yield
+            with self._health.during(name):
+                yield
         finally:
-            self._health.ended()
             spent = time.perf_counter() - began
             self._phases[name] = self._phases.get(name, 0.0) + spent
             if name == "commit":

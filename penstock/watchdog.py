@@ -1,4 +1,4 @@
-"""Ends a worker that hangs in Kafka's client, where neither a signal nor an exception reaches it.
+"""Ends a worker that hangs in Kafka's client or a store's, where neither a signal nor an exception reaches it.
 
 Nothing is lost by it: what is not committed is done again. ``send_offsets_to_transaction`` of librdkafka keeps no
 time-out, and may wait for a coordinator that is back already (its issues 5456 and 5511).
@@ -10,7 +10,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from penstock.health import Health
 
@@ -24,35 +24,45 @@ transaction that is open for ``transaction_timeout_ms``, 10 s."""
 LOOK_EVERY_S = 1.0
 
 
-def watch(health: Health, stop: Callable[[], None]) -> None:
+def watch(health: Health, stop: Callable[[], None], longest: Mapping[str, int] | None = None) -> None:
     """From now on SIGTERM and SIGINT call ``stop``, and end the process if it is not gone ``LONGEST_STOP_S`` later. So
-    does a commit that is seen in ``LONGEST_COMMIT`` looks.
+    does a commit that is seen in ``LONGEST_COMMIT`` looks, or what ``longest`` has: looks by phase.
     """
     heard, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)  # Python's own handlers wait for the call to end
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop())
-    threading.Thread(target=_watch, args=(heard, health), name="watchdog", daemon=True).start()
+    _start([heard], health, longest)
 
 
-def _watch(heard: int, health: Health) -> None:
+def watch_phases(health: Health, longest: Mapping[str, int]) -> None:
+    """The same without signals, for who listens to them itself."""
+    _start([], health, longest)
+
+
+def _start(heard: list[int], health: Health, longest: Mapping[str, int] | None) -> None:
+    known = {"commit": LONGEST_COMMIT} if longest is None else longest
+    threading.Thread(target=_watch, args=(heard, health, known), name="watchdog", daemon=True).start()
+
+
+def _watch(heard: list[int], health: Health, longest: Mapping[str, int]) -> None:
     told: float | None = None
     looks = 0
     while True:
-        signals, _, _ = select.select([heard], [], [], LOOK_EVERY_S)
-        now = time.monotonic()
+        signals, _, _ = select.select(heard, [], [], LOOK_EVERY_S)
+        now, doing = time.monotonic(), health.doing
         if signals:
-            os.read(heard, 1)
+            os.read(signals[0], 1)
             told = told or now
-        elif (doing := health.doing) is not None and doing.phase == "commit" and doing.seconds > looks * LOOK_EVERY_S:
+        elif doing is not None and doing.phase in longest and doing.seconds > looks * LOOK_EVERY_S:
             looks += 1
         else:
             looks = 0
         if told is not None and now - told > LONGEST_STOP_S:
             _end(f"not stopped {LONGEST_STOP_S:.0f} s after it was told to")
-        if looks > LONGEST_COMMIT:
-            _end(f"in one commit for {LONGEST_COMMIT * LOOK_EVERY_S:.0f} s")
+        if doing is not None and looks > longest.get(doing.phase, looks):
+            _end(f"in one {doing.phase} for {longest[doing.phase] * LOOK_EVERY_S:.0f} s")
 
 
 def _end(why: str) -> None:

@@ -24,7 +24,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from penstock_features.stage import build
-from penstock_features.writer import FeastWriter, Pace, make_writer
+from penstock_features.writer import LONGEST, FeastWriter, Pace, make_writer
 
 from penstock.codec.avro import AvroEncoder
 from penstock.compiling import compile_pipeline
@@ -409,6 +409,29 @@ from penstock.worker import run
 writer.Pace = functools.partial(writer.Pace, file_rows=400, poll_rows=300)
 sys.exit(run(Plan.load(Path(sys.argv[1])), "features.feast", Settings()))
 """
+
+
+def test_the_watchdog_and_readiness_see_what_the_writer_is_in(shops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryTransport, "trouble", lambda self: "nothing was heard")
+    shop = shops()
+    shop.visit([("c1", START, 5.0)])
+    writer = shop.writer(Pace(file_s=0.0))
+    health, transport, seen = writer._health, writer._transport, []
+    watched = [(transport, "poll"), (transport, "commit"), (writer._stores[f"{shop.name}.view.spend"], "write_online")]
+    for owner, name in watched:
+
+        def noted(*given: Any, name: str = name, call: Any = getattr(owner, name)) -> Any:
+            seen.append((name, health.doing.phase))
+            return call(*given)
+
+        object.__setattr__(owner, name, noted)
+    transport.subscribe(list(writer._stores), writer)
+    for _ in range(3):
+        writer.step()
+    assert set(seen) == {("poll", "poll"), ("commit", "commit"), ("write_online", "write")}
+    assert health.doing is None
+    assert health.waiting_for["broker"] == "nothing was heard"
+    assert set(LONGEST) == {phase for _, phase in seen}
 
 
 def start_writer(shop: Shop, bootstrap: str) -> "subprocess.Popen[str]":

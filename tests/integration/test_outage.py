@@ -18,7 +18,7 @@ from tests.integration.pipeline_world import ROOT, World, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 
-STAGES = ("ingest", "features.aircraft", "features.airport", "inference", "monitor")
+STAGES = ("ingest", "features.aircraft", "features.airport", "inference", "monitor", "features.feast", "monitor.merge")
 PART = 800
 
 Place = tuple[World, EmbeddedBroker]

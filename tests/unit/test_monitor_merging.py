@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,20 +15,24 @@ import pytest
 from penstock_monitor.merging import Merge
 from penstock_monitor.publish import ALERTS
 from penstock_monitor.references import ReferenceReader, References, ReferenceWatcher
+from penstock_monitor.sources import Sources
 from penstock_monitor.windows import Window
 from prometheus_client import REGISTRY
 
 from penstock.codec.arrow import arrow_schema
 from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.codec.shapes import parse
+from penstock.health import Health
 from penstock.models.manifest import PROFILE_FILE, Manifest
 from penstock.models.registry import ModelRegistry
-from penstock.plan import Plan, SchemaPlan, TopicPlan
+from penstock.plan import Plan, SchemaPlan, StagePlan, TopicPlan
 from penstock.profiles.partial import ColumnPartials
 from penstock.profiles.reference import ReferenceProfile
 from penstock.profiles.rows import SCHEMA, to_arrow
 from penstock.records import NO_TIME
+from penstock.schemas.registry import TransientLookupError
 from penstock.settings import Settings
+from penstock.transport.kafka import SILENCE_S
 from tests.onnx_models import SCHEMAS, linear
 from tests.onnx_models import plan as small_plan
 
@@ -126,7 +132,7 @@ def test_partials_become_windows_gauges_and_one_alert(tmp_path: Path) -> None:
     table, topic = Table(), Topic()
 
     async def live() -> None:
-        merge = Merge(used, Settings(models_url=str(tmp_path)), table, topic)
+        merge = Merge(used, Settings(models_url=str(tmp_path)), table, topic, Health().wait)
         merge.recovered()
         offset = 0
         for day in range(3):
@@ -135,7 +141,7 @@ def test_partials_become_windows_gauges_and_one_alert(tmp_path: Path) -> None:
             await merge.add(some)
             await merge.add(some)  # delivered again
             await merge.close(NO_TIME, stopped=True)
-        again = Merge(used, Settings(models_url=str(tmp_path)), table, topic)
+        again = Merge(used, Settings(models_url=str(tmp_path)), table, topic, Health().wait)
         again.recovered()
         await again.close(NO_TIME, stopped=True)
         assert len(again.windows) == 9
@@ -163,7 +169,7 @@ def test_a_rebalance_brings_back_no_older_windows(tmp_path: Path) -> None:
     table = Table()
 
     async def live() -> None:
-        merge = Merge(used, Settings(models_url=str(tmp_path)), table, Topic())
+        merge = Merge(used, Settings(models_url=str(tmp_path)), table, Topic(), Health().wait)
         merge.recovered()
         await merge.add(events(used, profile, 0, 0.0, first=0))
         older = dict(table.data)
@@ -185,7 +191,7 @@ def test_a_value_that_is_no_profile_is_left_out_and_the_others_count(
     table = Table()
 
     async def live() -> None:
-        merge = Merge(used, Settings(models_url=str(tmp_path)), table, Topic())
+        merge = Merge(used, Settings(models_url=str(tmp_path)), table, Topic(), Health().wait)
         some = events(used, profile, 0, 0.0, first=0)
         some[1].value = b"\x00\x00\x00\x00\x14garbage"
         await merge.add(some)
@@ -193,6 +199,99 @@ def test_a_value_that_is_no_profile_is_left_out_and_the_others_count(
     asyncio.run(live())
     assert len(table.data) == 2
     assert "shop.profiles/2@1 is no profile" in caplog.text
+
+
+def test_schemas_that_cannot_be_looked_up_are_waited_for_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = plan()
+    some = events(used, registered(tmp_path, used, "1.0.0"), 0, 0.0, first=0)
+    health, said = Health(), []
+
+    class Decoder:
+        def decode(self, values: list[bytes]) -> Any:
+            if not said:
+                raise TransientLookupError("the registry is away")
+            return merge_decoder.decode(values)
+
+    async def pause(seconds: float) -> None:
+        said.append(health.waiting_for["schemas"])
+
+    async def live() -> None:
+        merge = Merge(used, Settings(models_url=str(tmp_path)), Table(), Topic(), health.wait)
+        nonlocal merge_decoder
+        merge_decoder, merge._decoder = merge._decoder, cast("AvroDecoder", Decoder())
+        await merge.add(some)
+        assert len(merge.windows) == 3
+
+    merge_decoder: Any = None
+    monkeypatch.setattr("penstock_monitor.merging.asyncio.sleep", pause)
+    asyncio.run(live())
+    assert said == ["the registry is away"]
+    assert "schemas" not in health.waiting_for
+
+
+def test_a_changelog_that_takes_nothing_for_too_long_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = plan()
+    some = events(used, registered(tmp_path, used, "1.0.0"), 0, 0.0, first=0)
+
+    async def keep(changes: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def live() -> None:
+        table = SimpleNamespace(keep=keep)
+        await Merge(used, Settings(models_url=str(tmp_path)), table, Topic(), Health().wait).add(some)
+
+    monkeypatch.setattr("penstock_monitor.merging.LONGEST_SEND_S", 0.05)
+    with pytest.raises(TimeoutError):
+        asyncio.run(live())
+
+
+def test_a_broker_that_was_not_heard_for_a_while_is_away() -> None:
+    now = 0.0
+    watched = plan().model_copy(update={"stages": (StagePlan(name="monitor", inputs=(), outputs=()),)})
+    sources = Sources(watched, Settings(bootstrap_servers="127.0.0.1:1"), lambda: now)
+    assert sources.trouble() is None
+    now = SILENCE_S + 1
+    assert sources.trouble() == "nothing was heard of Kafka at 127.0.0.1:1 for 6 s"
+
+
+SERVING = """
+import asyncio, os, signal, sys, time
+from types import SimpleNamespace
+from penstock import watchdog
+from penstock.health import Health
+from penstock_monitor import merge
+
+watchdog.LOOK_EVERY_S, merge.LONGEST_COMMIT, merge.LONGEST_STOP_S = 0.1, 5, 0.3
+
+async def start():
+    loop = asyncio.get_running_loop()
+    if "stuck" in sys.argv:
+        loop.call_later(0.2, time.sleep, 20)
+    else:
+        loop.call_later(0.2, os.kill, os.getpid(), signal.SIGTERM)
+
+async def stop():
+    await asyncio.sleep(20 if "does not stop" in sys.argv else 0)
+
+app = SimpleNamespace(start=start, stop=stop, should_stop=False, crashed=None)
+merge.make_app = lambda *_: app
+sys.exit(asyncio.run(merge._serve(None, "monitor.merge", None, Health())))
+"""
+
+
+@pytest.mark.parametrize(
+    ("doing", "code", "why"),
+    [("stops", 0, ""), ("does not stop", 1, "not stopped 0 s after"), ("stuck", 1, "in one turn of the event loop")],
+)
+def test_a_merge_that_hangs_ends_with_1(doing: str, code: int, why: str) -> None:
+    began = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", SERVING, doing], capture_output=True, text=True, check=False)
+    assert (run.returncode, why in run.stderr) == (code, True), run.stderr
+    assert time.monotonic() - began < 15
 
 
 def test_references_are_the_versions_trained_for_the_plans_features(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from penstock_monitor.merging import Merge
 from penstock_monitor.sources import Stillness
 
 from penstock.codec.avro import AvroDecoder, AvroEncoder
+from penstock.health import Health
 from penstock.models.manifest import PROFILE_FILE, Manifest
 from penstock.models.registry import ModelRegistry
 from penstock.plan import LabelPlan, Plan, SchemaPlan, TopicPlan
@@ -122,7 +123,8 @@ class World:
             list(changes)
 
         async def live() -> None:
-            merge = Merge(self._plan, self._settings, SimpleNamespace(keep=keep), SimpleNamespace(send_soon=send_soon))
+            alerts = SimpleNamespace(send_soon=send_soon)
+            merge = Merge(self._plan, self._settings, SimpleNamespace(keep=keep), alerts, Health().wait)
             await self._follow(merge, random.Random(seed))
 
         asyncio.run(live())

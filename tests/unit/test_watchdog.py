@@ -13,13 +13,16 @@ from penstock.health import Health
 
 watchdog.LONGEST_STOP_S, watchdog.LONGEST_COMMIT, watchdog.LOOK_EVERY_S = 0.3, 5, 0.1
 health = Health()
-watchdog.watch(health, lambda: None)
+if "write" in sys.argv:
+    watchdog.watch(health, lambda: None, {"write": 5})
+elif "turn" in sys.argv:
+    watchdog.watch_phases(health, {"turn": 5})
+else:
+    watchdog.watch(health, lambda: None)
 if "told" in sys.argv:
     os.kill(os.getpid(), signal.SIGTERM)
-if "commit" in sys.argv:
-    health.began("commit")
-if "process" in sys.argv:
-    health.began("process")
+else:
+    health.began(sys.argv[1])
 print("hangs", flush=True)
 for _ in range(2):
     ctypes.CDLL(None).sleep(2)  # goes on after a signal, as librdkafka's calls do
@@ -31,6 +34,8 @@ for _ in range(2):
     [
         ("told", 1, "not stopped 0 s after it was told to"),
         ("commit", 1, "in one commit for 0 s"),
+        ("write", 1, "in one write for 0 s"),
+        ("turn", 1, "in one turn for 0 s"),
         ("process", 0, ""),
     ],
 )

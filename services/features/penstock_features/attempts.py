@@ -10,6 +10,8 @@ from penstock.health import Health
 
 log = logging.getLogger(__name__)
 
+WRITE = "write"
+"""The worker's phase."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 
 
@@ -37,7 +39,8 @@ class Attempts:
             return False
         what = f"{store} store of {view}"
         try:
-            written = write()
+            with self._health.during(WRITE):
+                written = write()
         except Exception as error:  # noqa: BLE001  # a store is foreign code: whatever it raises, its rows wait
             pause = self._pauses.setdefault((view, store), _Pause())
             pause.until = self._clock() + pause.seconds

@@ -3,10 +3,11 @@
 It is a consumer of its own, so a store that fails or is slow holds up nobody: rows wait here, partitions are paused,
 and readiness says why. The newest offline file says where to resume; the group's offsets are committed for the lag, and
 decide only for a view that is not written offline. Online writes are repeated after a restart; versions make that safe.
+
+What it reads no user wrote, so it has no dead letters and no breaker. A store whose client hangs is left by ending.
 """
 
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,10 +27,15 @@ from penstock.schemas.registry import TransientLookupError
 from penstock.settings import Settings
 from penstock.transport.kafka import KafkaTransport
 from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport
+from penstock.watchdog import LONGEST_COMMIT, watch
 from penstock.worker import largest_message, schema_lookup
-from penstock_features.attempts import Attempts
+from penstock_features.attempts import WRITE, Attempts
 
 log = logging.getLogger(__name__)
+
+LONGEST = {"poll": 2 * LONGEST_COMMIT, "commit": LONGEST_COMMIT, WRITE: 10 * LONGEST_COMMIT}
+"""Looks of the watchdog. A poll hands partitions over; one file of a hundred thousand rows takes seconds, to a distant
+store perhaps a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,8 @@ class FeastWriter:
 
     def step(self) -> None:
         """Read a batch, bring it online, and write the files that are due."""
-        polled = self._transport.poll(self._pace.poll_rows, self._pace.poll_s)
+        with self._health.during("poll"):
+            polled = self._transport.poll(self._pace.poll_rows, self._pace.poll_s)
         self._undecoded += polled.records
         self._decode()
         for partition, end in polled.ends.items():
@@ -196,7 +203,8 @@ class FeastWriter:
         }
         if done:
             try:
-                self._transport.commit(done)
+                with self._health.during("commit"):
+                    self._transport.commit(done)
             except TransactionAborted as error:
                 log.info("the lag could not be committed: %s", error)
         for partition, lane in self._lanes.items():
@@ -262,6 +270,7 @@ def make_writer(
     lookup = schema_lookup(plan, settings)
     most = largest_message(plan)
     decoders = {source.topic: AvroDecoder(source.value.avro, lookup, most) for source in plan.stage(name).inputs}
+    health.ask("broker", transport.trouble)
     return FeastWriter(name, transport, open_stores(plan, settings), decoders, health, pace)
 
 
@@ -274,8 +283,7 @@ def main(plan: Plan, name: str, settings: Settings) -> int:
         # it writes to no topic, so it needs no transactions
         transport = KafkaTransport(settings.model_copy(update={"guarantee": "at_least_once"}), plan.group(name), name)
         writer = make_writer(plan, name, settings, transport, health)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: writer.stop())
+        watch(health, writer.stop, LONGEST)
         health.wait("start", None)
         writer.run()
     except Fenced as error:

@@ -19,6 +19,7 @@ from penstock.health import Health, HealthServer
 from penstock.plan import Plan, PlanError
 from penstock.settings import Settings
 from penstock.topics import BrokerUnavailable
+from penstock.watchdog import LONGEST_COMMIT, LONGEST_STOP_S, watch_phases
 from penstock_monitor.committed import CommittedApp, SafeTable, broker_of, make_changelog
 from penstock_monitor.merging import Merge
 from penstock_monitor.sources import Progress, Sources
@@ -29,6 +30,8 @@ TABLE = "windows"
 TAKE = 2000
 WITHIN_S = 0.5
 CLOSE_EVERY_S = 1.0
+TURN = "turn of the event loop"
+"""The worker's only phase: while it lasts, nothing else is done."""
 
 
 def main(plan: Plan, name: str, settings: Settings) -> int:
@@ -78,13 +81,17 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
     table = SafeTable(
         app, name=TABLE, partitions=plan.partitions, schema=faust.Schema(**raw), key_type=bytes, value_type=bytes
     )
-    merge = Merge(plan, settings, app.tables.add(table), alerts)
+    merge = Merge(plan, settings, app.tables.add(table), alerts, health.wait)
     sources = Sources(plan, settings)
     progress: Progress | None = None
+    begun = False
+    health.ask("broker", sources.trouble)
     health.wait("start", None)
     health.wait("recovery", "the windows are being read back")
 
     async def recovered() -> None:
+        nonlocal begun
+        begun = True
         merge.recovered()
         health.wait("recovery", None)
 
@@ -94,24 +101,29 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
                 await merge.add(events)
                 app.safe(events)
 
+    async def look() -> None:
+        nonlocal progress
+        with leaving_on_failure():
+            try:
+                seen = await asyncio.to_thread(sources.look)
+            except BrokerUnavailable as error:
+                log.warning("%s", error)
+                return
+            # a later look would claim more, and under load be true as late again: one is waited for
+            progress = progress or seen
+
     async def close_windows() -> None:
         nonlocal progress
-        if not health.ready:
+        if not begun or progress is None:
             return
         with leaving_on_failure():
-            if progress is None:
-                try:
-                    progress = await asyncio.to_thread(sources.look)
-                except BrokerUnavailable as error:
-                    log.warning("%s", error)
-                    return
-            # a later look would claim more, and under load be true as late again: this one is waited for
             if app.through(plan.topic("profiles").name, progress.ends):
                 reached, progress = progress, None
                 await merge.close(reached.watermark, stopped=reached.stopped)
 
     table.on_recover(recovered)
     app.agent(profiles)(merge_profiles)
+    app.timer(CLOSE_EVERY_S)(look)
     app.timer(CLOSE_EVERY_S)(close_windows)
     return app
 
@@ -135,10 +147,18 @@ async def _serve(plan: Plan, name: str, settings: Settings, health: Health) -> i
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    watch_phases(health, {TURN: LONGEST_COMMIT})
     await app.start()
     while not stopping.is_set() and not app.should_stop:
+        health.began(TURN)
         await asyncio.sleep(0.1)
     crashed = app.crashed
-    await app.stop()
+    health.ended()
+    try:
+        async with asyncio.timeout(LONGEST_STOP_S):
+            await app.stop()
+    except TimeoutError:
+        log.error("not stopped %.0f s after it was told to: the worker ends", LONGEST_STOP_S)
+        os._exit(1)
     log.info("stopped")
     return 1 if crashed else 0

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from penstock import telemetry
@@ -19,17 +19,22 @@ from penstock_monitor.windows import Window, Windows
 
 log = logging.getLogger(__name__)
 
+LONGEST_SEND_S = 30.0
+"""As long as a commit of any other worker may take."""
+
+Waiting = Callable[[str, str | None], None]
+
 
 class Merge:
     """Everything between a list of events and the table: no topic is touched here except through ``table`` and
-    ``alerts``.
+    ``alerts``. ``waiting`` is told what is missing and why, and None when it is there.
     """
 
-    def __init__(self, plan: Plan, settings: Settings, table: Any, alerts: Any) -> None:
+    def __init__(self, plan: Plan, settings: Settings, table: Any, alerts: Any, waiting: Waiting) -> None:
         monitors = plan.monitors
         horizon = plan.label.horizon_ms if plan.label is not None else 0
         self.windows = Windows(monitors.window_ms, plan.lateness_ms, horizon)
-        self._plan, self._table, self._alerts = plan, table, alerts
+        self._plan, self._table, self._alerts, self._waiting = plan, table, alerts, waiting
         value = plan.topic("profiles").value
         alert = plan.topic("alerts").value
         if value is None or alert is None:
@@ -62,7 +67,7 @@ class Merge:
                 log.warning("%d profiles were left out: too old, or cut at other bins", added.left_out)
             if added.late:
                 log.info("%d profiles came after their window was judged for good: only counted", added.late)
-            await self._table.keep(_saved(added.changed.values()))
+            await self._keep(_saved(added.changed.values()))
         # counted once they are safe: a crash before would count them again
         self._gauges.count(added.rows)
 
@@ -84,10 +89,15 @@ class Merge:
                 self.windows.close(due)
                 self._gauges.show(due, references)
                 await self._send(alerts)
-                await self._table.keep(_saved(due))
+                await self._keep(_saved(due))
             gone = self.windows.forget()
             if gone:
-                await self._table.keep((window.key.encode(), _partition(window), None) for window in gone)
+                await self._keep((window.key.encode(), _partition(window), None) for window in gone)
+
+    async def _keep(self, changes: Iterable[tuple[bytes, int, bytes | None]]) -> None:
+        """Raises ``TimeoutError``, which ends the worker: Faust's producer goes on trying for twenty minutes."""
+        async with asyncio.timeout(LONGEST_SEND_S):
+            await self._table.keep(changes)
 
     async def _decode(self, events: Sequence[Any]) -> list[tuple[ProfileRow, int, int]]:
         while True:
@@ -96,7 +106,9 @@ class Merge:
                 break
             except TransientLookupError as error:
                 log.warning("schemas cannot be looked up, trying again: %s", error)
+                self._waiting("schemas", str(error))
                 await asyncio.sleep(1.0)
+        self._waiting("schemas", None)
         for place, bad in decoded.bad.items():
             message = events[place].message
             log.error("%s/%d@%d is no profile: %s", message.topic, message.partition, message.offset, bad.message)
@@ -116,7 +128,8 @@ class Merge:
             self._alerts.send_soon(key=_alert_key(alert), value=value)
             for alert, value in zip(alerts, values, strict=True)
         ]
-        await asyncio.gather(*sent)
+        async with asyncio.timeout(LONGEST_SEND_S):
+            await asyncio.gather(*sent)
         for alert in alerts:
             window = alert.finding.window
             window.alerted.append(alert.finding.kind)

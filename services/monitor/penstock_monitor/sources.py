@@ -15,6 +15,7 @@ from penstock.plan import Plan
 from penstock.records import NO_TIME, Partition, watermark_of
 from penstock.settings import Settings
 from penstock.topics import BrokerUnavailable, admin_client
+from penstock.transport.kafka import SILENCE_S
 from penstock.transport.protocol import Position
 
 TIMEOUT_S = 5.0
@@ -46,17 +47,28 @@ class Sources:
         self._latest = {TopicPartition(*at): OffsetSpec.latest() for at in (*self._watched, *profiles)}
         self._admin = admin_client(settings)
         self._still = Stillness(plan.monitors.idle_ms / 1000, clock)
+        self._bootstrap, self._clock = settings.bootstrap_servers, clock
+        self._silence_s = max(SILENCE_S, settings.session_timeout_ms / 2000)
+        self._heard_at = clock()
 
     def look(self) -> Progress:
         """The progress now. Raises ``BrokerUnavailable`` when the broker does not say."""
         try:
             # committed before ends: what is committed in between is not claimed to be below them
             committed, ends = self._committed(), self._ends()
-        except KafkaException as error:
-            raise BrokerUnavailable(f"how far {self._group!r} has come is not known: {error.args[0].str()}") from None
+        except (KafkaException, TimeoutError) as error:
+            why = error.args[0].str() if isinstance(error, KafkaException) else "no answer in time"
+            raise BrokerUnavailable(f"how far {self._group!r} has come is not known: {why}") from None
+        self._heard_at = self._clock()
         profiles = {at.number: end for at, end in ends.items() if at.topic == self._profiles}
         watermark, stopped = self._still.judge({at: (committed.get(at), ends[at]) for at in self._watched})
         return Progress(watermark, stopped, profiles)
+
+    def trouble(self) -> str | None:
+        """As of a transport, by the looks: whoever asks goes on looking."""
+        if (silent := self._clock() - self._heard_at) < self._silence_s:
+            return None
+        return f"nothing was heard of Kafka at {self._bootstrap} for {silent:.0f} s"
 
     def _committed(self) -> dict[Partition, Position]:
         asked = self._admin.list_consumer_group_offsets(
