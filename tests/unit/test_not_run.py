@@ -16,11 +16,11 @@ def test_without_a_prometheus_the_run_says_so_at_both_ends_and_fails_nothing(tmp
         (away / part).write_text((ROOT / "tests" / part).read_text())
     (away / "integration").mkdir()
     (away / "integration/test_prometheus.py").write_text("def test_scraped() -> None:\n    raise AssertionError\n")
-    (away / "test_other.py").write_text("def test_other() -> None:\n    pass\n")
+    (away / "integration/test_other.py").write_text("def test_other() -> None:\n    pass\n")
     (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\ntestpaths = ["tests"]\npythonpath = ["."]\n')
     environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "1", "tests"],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "1", "tests/integration"],
         cwd=tmp_path,
         env={**environ, "PATH": "", "PENSTOCK_NOT_RUN": str(said)},
         capture_output=True,
