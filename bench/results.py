@@ -56,7 +56,7 @@ def verdict(results: dict[str, Any], name: str) -> str:
 
 def rows(results: dict[str, Any]) -> list[list[str]]:
     """Cells of the table, header first."""
-    found = [["case", "events/s", "bare copy", "ratio", "events per CPU-s", "MB", "target"]]
+    found = [["case", "events/s", "bare copy", "ratio", "events per CPU-s", "MB of a worker", "target"]]
     for name, case in results["cases"].items():
         if "p99_ms" in case:
             continue
@@ -118,7 +118,7 @@ def markdown(results: dict[str, Any]) -> str:
     parts = [
         f"{machine['cores']} cores ({machine['cpu']}), broker on the same cores, {results['events']:,} events, "
         f"{machine['date'][:10]}, commit `{machine['commit']}`; "
-        f"load before: {machine['load_before'][0]}. Written by `make bench`."
+        f"load before: {machine['load_before'][0]}. Written by `make bench`, in {results['minutes']} minutes."
     ]
     for cells in (rows(results), latency_rows(results)):
         if len(cells) > 1:

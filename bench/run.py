@@ -79,7 +79,7 @@ def run_cases(
             return found
 
         machine = describe(describe_kind() if bootstrap is None else bootstrap)
-        results = {"machine": machine, "events": events, "repeats": repeats}
+        results, began = {"machine": machine, "events": events, "repeats": repeats}, time.monotonic()
         if bootstrap is not None:
             return results | {"cases": measured(bootstrap)}
         # a gigabyte and no early compiler stop: what is measured is not the broker's warm-up
@@ -87,7 +87,7 @@ def run_cases(
         with resolve_broker(data_dir=folder / "broker", heap_mb=1024, fast_start=False) as broker:
             found = measured(broker.bootstrap)
         shutil.rmtree(folder / "broker", ignore_errors=True)
-        return results | {"cases": found}
+        return results | {"minutes": round((time.monotonic() - began) / 60, 1), "cases": found}
 
 
 def main(

@@ -114,8 +114,7 @@ class Observer:
         telemetry.ASSIGNED.labels(self._stage).set(len(owned))
         for partition in [p for p in self._committed if p not in owned]:
             del self._committed[partition]
-            for gauge in (telemetry.LAG_RECORDS, telemetry.LAG_SECONDS):  # its new owner tells the lag from now on
-                gauge.labels(self._stage, partition.topic, str(partition.number)).set(0)
+            tell_lag(self._stage, partition, 0, 0.0)  # its new owner tells it from now on
         if "start" in self._health.waiting_for:
             self._health.wait("lag", "the ends of the partitions are not known yet")
             self._health.wait("start", None)
@@ -148,8 +147,7 @@ class Observer:
             stamp, _ = self._seen.get(partition, (0, 0))
             done = intake.drained(partition) and partition not in uncommitted  # a marker at the end is no lag
             lag = 0 if done else max(0, high - self._committed[partition])
-            telemetry.LAG_RECORDS.labels(*labels).set(lag)
-            telemetry.LAG_SECONDS.labels(*labels).set(max(0.0, now - stamp / 1000) if lag and stamp else 0.0)
+            tell_lag(self._stage, partition, lag, now - stamp / 1000 if stamp else 0.0)
         self._health.wait("replay", ", ".join(replaying) or None)
         self._health.wait("lag", f"the end of {', '.join(unheard)} is not known yet" if unheard else None)
         telemetry.READY.labels(self._stage).set(self._health.ready)
@@ -169,6 +167,13 @@ class Observer:
         if memory - self._memory > GROWTH_BYTES:
             collect()
             self._memory = _resident_bytes()
+
+
+def tell_lag(stage: str, partition: Partition, records: int, seconds: float) -> None:
+    """``seconds``: age of the oldest row that is waited for, as far as it is known."""
+    labels = stage, partition.topic, str(partition.number)
+    telemetry.LAG_RECORDS.labels(*labels).set(records)
+    telemetry.LAG_SECONDS.labels(*labels).set(max(0.0, seconds) if records else 0.0)
 
 
 def _resident_bytes() -> int:

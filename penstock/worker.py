@@ -9,6 +9,8 @@ import logging
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
+import pyarrow as pa
+
 from penstock import logs, telemetry
 from penstock.breaker import Breaker
 from penstock.codec.avro import AvroDecoder, AvroEncoder
@@ -20,7 +22,7 @@ from penstock.intake import Intake, TopicReader
 from penstock.journal.notes import Notes
 from penstock.journal.stepping import Journal
 from penstock.loop import Loop
-from penstock.memory import Memory, OutgrownError, cgroup_limit, memory_limit
+from penstock.memory import MIB, Memory, OutgrownError, cgroup_limit, memory_limit
 from penstock.observer import Observer
 from penstock.outbox import Outbox, UnencodableError
 from penstock.pace import Pace
@@ -41,18 +43,21 @@ log = logging.getLogger(__name__)
 HEADROOM_BYTES = 64 << 10
 """What an envelope, the features and a dead letter's headers may add to an event."""
 
-_ARENA_MAX = -8
-"""``M_ARENA_MAX`` of malloc.h."""
+_MMAP_THRESHOLD, _ARENA_MAX = -3, -8
+"""Of glibc's malloc.h."""
 
 Lookup = Callable[[int], AvroSchema]
 
 
-def _share_arenas() -> None:
-    """glibc gives each thread an arena of its own. What librdkafka's threads allocate and the loop's frees would lie
-    idle in several of them: a tenth of a worker's memory. Other C libraries have no such thing."""
+def _save_memory() -> None:
+    """What librdkafka's threads allocate and the loop's frees would lie idle in an arena of each thread, large columns
+    in holes of the heap and in Arrow's own pool: a fifth of a worker's memory. So there are two arenas, what has a
+    mebibyte goes back to the system at once, and Arrow allocates as all others do. Other C libraries have no arenas."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_ARENA_MAX, 2)
+        mallopt(_MMAP_THRESHOLD, MIB)
+        pa.set_memory_pool(pa.system_memory_pool())
 
 
 def find_kind(name: str) -> StageKind:
@@ -79,7 +84,7 @@ def find_main(name: str) -> Callable[[Plan, str, Settings], int] | None:
 def run(plan: Plan, name: str, settings: Settings) -> int:
     """Runs stage or worker ``name`` until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 it cannot go on."""
     logs.set_up(name, settings.slot, settings.log_level)
-    _share_arenas()
+    _save_memory()
     try:
         plan.stage(name)  # raises where the plan has none of that name, loop or not: nothing is to install then
         with Slot(settings.state_dir, plan.group(name), settings.slot):

@@ -110,12 +110,12 @@ def problems_of(folder: Path) -> Iterator[Problem]:
             found = differences(versions[n], versions[:n])
             if found:
                 yield Problem(str(path), str(IncompatibleSchema(subject, n + 1, found)))
-    latest = {entry.subject: entry.schema for subject in locked.subjects if (entry := locked.latest(subject))}
+    versions_of = {subject: [entry.schema for entry in locked.entries(subject)] for subject in locked.subjects}
     for file in sorted(folder.glob("*.avsc")):
-        yield from _problems_of_file(file, latest)
+        yield from _problems_of_file(file, versions_of)
 
 
-def _problems_of_file(file: Path, latest: dict[str, dict[str, Any]]) -> Iterator[Problem]:
+def _problems_of_file(file: Path, versions_of: dict[str, list[dict[str, Any]]]) -> Iterator[Problem]:
     from penstock.codec.shapes import UnsupportedSchema
     from penstock.schemas.compatibility import check as differences
 
@@ -124,14 +124,14 @@ def _problems_of_file(file: Path, latest: dict[str, dict[str, Any]]) -> Iterator
     except ValueError as error:
         yield Problem(str(file), f"this is not JSON: {error}.")
         return
-    if schema in latest.values():
+    if any(schema == versions[-1] for versions in versions_of.values()):
         return
-    subject = next((s for s, known in latest.items() if _full_name(known) == _full_name(schema)), None)
+    subject = next((s for s, known in versions_of.items() if _full_name(known[-1]) == _full_name(schema)), None)
     if subject is None:
         yield Problem(str(file), "this schema is not in the lock. Run `penstock schemas lock PIPELINE` and commit it.")
         return
     try:
-        found = differences(schema, [latest[subject]])
+        found = differences(schema, versions_of[subject])
     except UnsupportedSchema as error:
         yield Problem(str(file), str(error))
         return

@@ -1,8 +1,7 @@
 """Follows the end of two topics while a replay runs: predictions, for how long a raw message takes until a
 read_committed reader has its prediction, and outcomes, for how well the model does so far.
 
-Cheap on purpose, for it shares the cores with what it watches: it waits for predictions at one partition only, and
-decodes what it has in batches, once a second.
+Cheap on purpose, for it shares the cores with what it watches: it decodes what it has in batches, once a second.
 """
 
 import logging
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
 
 from penstock.codec.avro import AvroDecoder
-from penstock.plan import Plan
+from penstock.plan import Plan, TopicPlan
 from penstock.profiles.ranking import auc
 from penstock.settings import Settings
 from penstock.worker import schema_lookup
@@ -135,7 +134,7 @@ class Tail:
 
     def _follow_predictions(self) -> None:
         topic = self._plan.topic("predictions")
-        consumer, decoder = self._open(topic.name, [0], ("ingest_time",))
+        consumer, decoder = self._open(topic, ("ingest_time",))
         waiting: list[tuple[float, list[Message]]] = []
         decoded = self._clock()
         try:
@@ -164,7 +163,7 @@ class Tail:
     def _follow_outcomes(self) -> None:
         topic = self._plan.topic("outcomes")
         columns = ("kind", "label_key", "score", "label", "baseline", "value")
-        consumer, decoder = self._open(topic.name, list(range(topic.partitions)), columns, least_bytes=65_536)
+        consumer, decoder = self._open(topic, columns, least_bytes=65_536)
         try:
             while not self._stopping.wait(DECODE_EVERY_S):
                 while values := [m.value() for m in consumer.consume(20_000, 0) if m.error() is None]:
@@ -172,9 +171,7 @@ class Tail:
         finally:
             consumer.close()
 
-    def _open(
-        self, topic: str, partitions: list[int], columns: tuple[str, ...], least_bytes: int = 1
-    ) -> tuple[Consumer, AvroDecoder]:
+    def _open(self, topic: TopicPlan, columns: tuple[str, ...], least_bytes: int = 1) -> tuple[Consumer, AvroDecoder]:
         consumer = Consumer(
             {
                 **self._settings.kafka(),
@@ -187,8 +184,7 @@ class Tail:
                 "logger": log,
             }
         )
-        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
-        value = self._plan.named(topic).value
-        assert value is not None
-        narrow = value.avro | {"fields": [f for f in value.avro["fields"] if f["name"] in columns]}
+        consumer.assign([TopicPartition(topic.name, n, OFFSET_BEGINNING) for n in range(topic.partitions)])
+        assert topic.value is not None
+        narrow = topic.value.avro | {"fields": [f for f in topic.value.avro["fields"] if f["name"] in columns]}
         return consumer, AvroDecoder(narrow, schema_lookup(self._plan, self._settings))

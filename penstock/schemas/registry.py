@@ -99,23 +99,19 @@ class ConfluentRegistry:
     """A registry by URL that speaks Confluent's API (Confluent, Apicurio, Redpanda, Karapace). Needs the extra
     ``registry``.
 
-    Ids are remembered, since an id never changes its schema. ``ca``: a file of certificates to trust.
+    Ids are remembered, since an id never changes its schema. ``client``: more of the client's own settings.
     """
 
-    def __init__(
-        self, url: str, user: str | None = None, password: SecretStr | None = None, ca: str | None = None
-    ) -> None:
+    def __init__(self, url: str, user: str | None = None, password: SecretStr | None = None, **client: str) -> None:
         try:
             # authlib, which the client imports, warns of the httpx that the client wants, whatever the filters say
             with warnings.catch_warnings(record=True):
                 from confluent_kafka.schema_registry import SchemaRegistryClient
         except ImportError as error:
             raise ImportError("a schema registry by URL needs more: install penstock[registry].") from error
-        conf: dict[str, Any] = {"url": url, "timeout": TIMEOUT_S, "max.retries": 1}
+        conf: dict[str, Any] = {"url": url, "timeout": TIMEOUT_S, "max.retries": 1, **client}
         if user is not None:
             conf["basic.auth.user.info"] = f"{user}:{password.get_secret_value() if password else ''}"
-        if ca is not None:
-            conf["ssl.ca.location"] = ca
         self.url = url
         self._client = SchemaRegistryClient(conf)
         # its connections stay open otherwise
@@ -132,7 +128,7 @@ class ConfluentRegistry:
             settings.schema_registry_url,
             settings.schema_registry_user,
             settings.schema_registry_password,
-            settings.ssl_ca_location,
+            **{name: value for name, value in settings.kafka().items() if name.startswith("ssl.")},
         )
 
     def close(self) -> None:

@@ -79,6 +79,19 @@ def test_check_names_the_field_that_breaks_compatibility(folder: Path) -> None:
     assert problem["place"].endswith("event.avsc")
 
 
+def test_check_names_the_field_that_clashes_with_an_older_version(folder: Path) -> None:
+    SchemaLock.load(folder / NAME).append("flights.raw-value", event("gate"))
+    changed = event("gate")
+    changed["fields"].append({"name": "tailnum", "type": ["null", "int"], "default": None})
+    (folder / "event.avsc").write_text(json.dumps(changed))
+
+    result = run("check", folder)
+
+    assert result.exit_code == 1
+    assert "And it may not be as it is: " in result.output
+    assert "'tailnum'" in result.output.partition("And it may not be")[2]
+
+
 def test_check_finds_an_incompatible_version_that_is_in_the_lock(folder: Path) -> None:
     broken = {**event(), "fields": [{"name": "gate", "type": "int"}]}
     other = SchemaLock()

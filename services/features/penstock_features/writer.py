@@ -20,6 +20,7 @@ from penstock.codec.avro import AvroDecoder
 from penstock.feast.offline import CREATED_TIME
 from penstock.feast.stores import ViewStores, open_stores
 from penstock.health import Health, HealthServer
+from penstock.observer import tell_lag
 from penstock.plan import Plan
 from penstock.records import Int64s, Partition, Records
 from penstock.recovery import IncompleteLogError
@@ -51,10 +52,12 @@ class Pace:
 
 @dataclass(slots=True)
 class _Lane:
-    """One assigned partition: rows for the next file, and the position after the last row that was read."""
+    """One assigned partition: rows for the next file, the position after the last row that was read, and when that was
+    appended, ms since epoch."""
 
     stores: ViewStores
     position: Position
+    stamp: int = 0
     offsets: list[Int64s] = field(default_factory=list)
     rows: list[pa.Table] = field(default_factory=list)
     since: float = 0.0
@@ -155,7 +158,8 @@ class FeastWriter:
             lane = self._lanes.get(Partition(records.topic, number))
             if lane is None:
                 continue
-            lane.position = Position(int(records.offset[records.partition == number][-1]) + 1)
+            last = np.flatnonzero(records.partition == number)[-1]
+            lane.position, lane.stamp = Position(int(records.offset[last]) + 1), int(records.timestamp[last])
             places = np.flatnonzero(partitions == number)
             if stores.offline is not None and len(places):
                 if not lane.rows:
@@ -207,10 +211,15 @@ class FeastWriter:
                     self._transport.commit(done)
             except TransactionAborted as error:
                 log.info("the lag could not be committed: %s", error)
+        unheard = []
         for partition, lane in self._lanes.items():
             high = self._transport.high(partition)
-            lag = 0 if high is None else max(0, high - lane.position.offset)
-            telemetry.LAG_RECORDS.labels(self._stage, partition.topic, str(partition.number)).set(lag)
+            if high is None:
+                unheard.append(str(partition))
+                continue
+            seconds = self._clock() - lane.stamp / 1000 if lane.stamp else 0.0
+            tell_lag(self._stage, partition, max(0, high - lane.position.offset), seconds)
+        self._health.wait("lag", f"the end of {', '.join(unheard)} is not known yet" if unheard else None)
         telemetry.READY.labels(self._stage).set(self._health.ready)
 
     def _settle(self, lanes: Mapping[Partition, _Lane]) -> None:
@@ -260,6 +269,8 @@ class FeastWriter:
             for records in self._undecoded
             if len(kept := records.without({p.number for p in gone if p.topic == records.topic}))
         ]
+        for partition in gone:
+            tell_lag(self._stage, partition, 0, 0.0)
         telemetry.ASSIGNED.labels(self._stage).set(len(self._lanes))
 
 

@@ -129,9 +129,9 @@ class CommittedApp(faust.App):  # type: ignore[misc]  # the library has no types
         """What came of these events need not be done again: their offsets may be committed."""
         self.consumer.safe(events)
 
-    def through(self, topic: str, ends: Mapping[int, int]) -> bool:
-        """Whether everything below the ``ends``: offset by partition, is safe."""
-        return all(self.consumer.through(TP(topic, number)) >= end for number, end in ends.items())
+    def behind(self, topic: str, ends: Mapping[int, int]) -> dict[int, int]:
+        """How many offsets below the ``ends``, offset by partition, are not safe yet, by partition."""
+        return {number: max(0, end - self.consumer.through(TP(topic, number))) for number, end in ends.items()}
 
 
 class SafeTable(faust.Table):  # type: ignore[misc]  # the library has no types

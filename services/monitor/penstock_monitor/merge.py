@@ -9,14 +9,18 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import faust
 
+from penstock import telemetry
 from penstock.health import Health, HealthServer
+from penstock.observer import tell_lag
 from penstock.plan import Plan, PlanError
+from penstock.records import Partition
 from penstock.settings import Settings
 from penstock.topics import BrokerUnavailable
 from penstock.watchdog import LONGEST_COMMIT, LONGEST_STOP_S, watch_phases
@@ -84,10 +88,13 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
     merge = Merge(plan, settings, app.tables.add(table), alerts, health.wait)
     sources = Sources(plan, settings)
     progress: Progress | None = None
+    looked = 0.0
+    source = plan.topic("profiles").name
     begun = False
     health.ask("broker", sources.trouble)
     health.wait("start", None)
     health.wait("recovery", "the windows are being read back")
+    health.wait("lag", f"the ends of {source} are not known yet")
 
     async def recovered() -> None:
         nonlocal begun
@@ -102,22 +109,26 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
                 app.safe(events)
 
     async def look() -> None:
-        nonlocal progress
+        nonlocal progress, looked
         with leaving_on_failure():
             try:
                 seen = await asyncio.to_thread(sources.look)
             except BrokerUnavailable as error:
                 log.warning("%s", error)
                 return
-            # a later look would claim more, and under load be true as late again: one is waited for
-            progress = progress or seen
+            if progress is None:  # a later look would claim more, and under load be true as late again
+                progress, looked = seen, time.monotonic()
+            for number, rows in app.behind(source, seen.ends).items():
+                tell_lag(name, Partition(source, number), rows, time.monotonic() - looked)
+            health.wait("lag", None)
+            telemetry.READY.labels(name).set(health.ready)
 
     async def close_windows() -> None:
         nonlocal progress
         if not begun or progress is None:
             return
         with leaving_on_failure():
-            if app.through(plan.topic("profiles").name, progress.ends):
+            if not any(app.behind(source, progress.ends).values()):
                 reached, progress = progress, None
                 await merge.close(reached.watermark, stopped=reached.stopped)
 
