@@ -22,6 +22,7 @@ from penstock import telemetry
 from penstock.dashboards.panels import ROWS
 from penstock.dashboards.queries import Query, series
 from penstock.dashboards.rules import RULES
+from penstock.plan import Plan
 from tests.prometheus import Server, find_prometheus, running
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +129,14 @@ def test_every_declared_metric_is_exported_under_its_name(scraped: tuple[Server,
         series(metric) for metric in vars(telemetry).values() if isinstance(metric, Counter | Gauge | Histogram)
     }
     assert declared <= known.keys()
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("metric", [telemetry.LAG_RECORDS, telemetry.LAG_SECONDS, telemetry.READY], ids=series)
+def test_every_stage_tells_it(scraped: tuple[Server, float], flights_plan: Plan, metric: Gauge) -> None:
+    found = scraped[0].get("query", query=f"count by (stage) ({series(metric)})")["result"]
+    assert {one["metric"]["stage"] for one in found} == {stage.name for stage in flights_plan.stages}
 
 
 @pytest.mark.kafka
