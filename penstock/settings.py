@@ -113,6 +113,11 @@ class Settings(BaseSettings):
     metrics_port: int = Field(0, ge=0, le=65_535, description="their port; 0 picks a free one, -> the log says which")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the JSON logs on stderr")
 
+    @property
+    def snapshots(self) -> str:
+        """Where snapshots and the crash journal lie: a folder or fsspec URL."""
+        return self.snapshots_url or str(self.state_dir / "snapshots")
+
     def kafka(self) -> dict[str, str]:
         """The connection part of every client's configuration, with secrets in the clear: never log it."""
         client = {

@@ -176,7 +176,7 @@ def snapshots_of(plan: Plan, name: str, settings: Settings, stage: Stage, transp
     """What keeps the stage's state; None where it has none, or none is wanted."""
     if not settings.snapshot_interval_s or all(stage.reach(source.topic) is None for source in plan.stage(name).inputs):
         return None
-    files = SnapshotFiles(_snapshots_url(settings), plan.group(name))
+    files = SnapshotFiles(settings.snapshots, plan.group(name))
     return Snapshots(files, stage, name, transport.identity, settings.snapshot_interval_s)
 
 
@@ -187,12 +187,8 @@ def largest_message(plan: Plan) -> int:
 
 def journal_of(plan: Plan, name: str, settings: Settings, transport: Transport, intake: Intake) -> Journal:
     """What finds a row that kills the worker, also where the stage has no state."""
-    notes = Notes(Store(_snapshots_url(settings), plan.group(name)))
+    notes = Notes(Store(settings.snapshots, plan.group(name)))
     return Journal(notes, transport.identity, name, intake.most_in_hand)
-
-
-def _snapshots_url(settings: Settings) -> str:
-    return settings.snapshots_url or str(settings.state_dir / "snapshots")
 
 
 def reader(source: InputPlan, lookup: Lookup, largest: int) -> TopicReader:

@@ -34,6 +34,9 @@ SUB_COMMANDS = {
     "schemas": SubCommand("penstock.cli.schemas:schemas_app", "Their lock, what may change, and a registry by URL."),
     "model": SubCommand("penstock.cli.model:model_app", "Model versions and who serves them."),
     "dead": SubCommand("penstock.cli.dead:dead_app", "Dead letters: what died, why, and another try."),
+    "quarantine": SubCommand(
+        "penstock.cli.quarantine:quarantine_app", "Rows that killed their workers: which, and to lift them."
+    ),
     "broker": SubCommand("penstock.cli.broker:broker_app", "An embedded Kafka broker that keeps running."),
 }
 """Name → where it is; shown in this order."""

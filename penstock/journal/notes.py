@@ -20,7 +20,8 @@ UNCLEAN_STARTS = 2
 """Deaths at one place before rows are taken one by one. One is every kill from outside."""
 REPLAY_ROWS = 1 << 16
 """How far a replay goes between two notes of where it is."""
-_NOTE, _QUARANTINE = "journal.json", "quarantine.json"
+QUARANTINE = "quarantine.json"
+_NOTE = "journal.json"
 
 Found = TypeVar("Found", bound=BaseModel)
 
@@ -108,13 +109,13 @@ class Notes:
             self._tried(partition, lambda: self._store.remove(partition, _NOTE))
 
     def quarantined(self, partition: Partition, topic: str) -> frozenset[int]:
-        found = self._get(partition, _QUARANTINE, Quarantine)
+        found = self._get(partition, QUARANTINE, Quarantine)
         return found.rows if found is not None and found.topic == topic else frozenset()
 
     def quarantine(self, partition: Partition, topic: str, rows: frozenset[int]) -> None:
         """``rows`` are all that are quarantined of the partition."""
         content = Quarantine(topic=topic, rows=rows).model_dump_json().encode()
-        self._tried(partition, lambda: self._store.put(partition, _QUARANTINE, content))
+        self._tried(partition, lambda: self._store.put(partition, QUARANTINE, content))
 
     def _get(self, partition: Partition, name: str, kind: type[Found]) -> Found | None:
         found: list[Found] = []

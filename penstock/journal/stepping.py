@@ -83,9 +83,10 @@ class Journal:
         aside = self._notes.quarantined(partition, topic)
         guilty = {row for row, times in note.deaths.items() if times >= DEATHS} - aside
         for row in guilty:
+            again = "lift it with `penstock quarantine lift`" if row < live else "send it with `penstock dead replay`"
             log.error(
                 "%s@%d killed the worker each time it was worked on alone: it is quarantined. Mend what it breaks, then"
-                " send it again with `penstock dead replay`", partition, row,
+                " %s", partition, row, again,
             )  # fmt: skip
         if guilty:
             aside |= guilty

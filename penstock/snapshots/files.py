@@ -32,7 +32,7 @@ KEPT = 2
 MAGIC = b"penstock snapshot 2\n"
 SLICE_BYTES = 1 << 20
 _DIGEST_BYTES = 32
-_SUFFIX = ".snapshot"
+SUFFIX = ".snapshot"
 
 
 class Facts(BaseModel):
@@ -137,7 +137,7 @@ class SnapshotFiles:
         numbers = _numbers(names)
         with self._store.writing(partition, _name(numbers[-1] + 1 if numbers else 1)) as file:
             _write(file, facts, state)
-        unfinished = [name for name in names if name.startswith(".") and f"{_SUFFIX}." in name]
+        unfinished = [name for name in names if name.startswith(".") and f"{SUFFIX}." in name]
         for name in [*map(_name, numbers[: len(numbers) + 1 - KEPT]), *unfinished]:
             self._store.remove(partition, name)
 
@@ -204,12 +204,12 @@ def _read(file: IO[bytes]) -> tuple[Facts, State]:
 
 
 def _numbers(names: Iterable[str]) -> list[int]:
-    stems = [name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)]
+    stems = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
     return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
 def _name(number: int) -> str:
-    return f"{number:012}{_SUFFIX}"
+    return f"{number:012}{SUFFIX}"
 
 
 @contextlib.contextmanager
