@@ -58,7 +58,22 @@ HEAVY = {
 }
 """Library → who may import it."""
 
-WORKERS = ["penstock.worker", "penstock.loop", "penstock_ingest.stage", "penstock_features.stage"]
+WORKERS = [
+    "penstock.worker",
+    "penstock.loop",
+    "penstock_ingest.stage",
+    "penstock_features.stage",
+    "penstock_inference.stage",
+    "penstock_monitor.stage",
+    "penstock_monitor.merge",
+]
+CONNECTS = {
+    "penstock.settings",
+    "penstock.local.broker",  # asks whether the broker that it has just started is up
+    "penstock.schemas.registry",  # another client, of the registry
+}
+"""Who may say how a client connects; whoever else makes a client has it from ``Settings.kafka()``."""
+CONNECTION = ("bootstrap.servers", "metadata.broker.list", "security.protocol", "sasl.", "ssl.")
 FORBIDDEN_WORDS = ("manager", "handler", "utils", "helpers", "common", "base")
 
 
@@ -123,7 +138,7 @@ def test_there_are_modules_of_every_package() -> None:
 
 
 def test_every_module_that_is_listed_exists() -> None:
-    listed = KAFKA_CLIENT.union(FEAST, *HEAVY.values(), WORKERS)
+    listed = KAFKA_CLIENT.union(FEAST, *HEAVY.values(), WORKERS, CONNECTS)
     assert [name for name in sorted(listed) if not any(within(module, {name}) for module in modules())] == []
 
 
@@ -156,6 +171,26 @@ def test_a_pipeline_imports_no_other_pipeline() -> None:
 def test_the_kafka_client_is_imported_only_where_it_is_listed() -> None:
     found = [o for m in modules() if not within(m, KAFKA_CLIENT) for o in offences(m, {"confluent_kafka"})]
     assert found == []
+
+
+def test_every_client_connects_as_the_settings_say() -> None:
+    said = {
+        f"{module}:{node.lineno} {node.value}"
+        for module, file in modules().items()
+        for node in settings_of_clients(ast.parse(file.read_text("utf-8")))
+        if node.value.startswith(CONNECTION)
+    }
+    assert len([word for word in said if word.startswith("penstock.settings:")]) >= 9
+    assert [word for word in sorted(said) if not within(word.partition(":")[0], CONNECTS)] == []
+
+
+def settings_of_clients(tree: ast.AST) -> Iterator[ast.Constant]:
+    """The texts under which something is put into a dict."""
+    for node in ast.walk(tree):
+        keys = node.keys if isinstance(node, ast.Dict) else []
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            keys = [node.slice]
+        yield from (key for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
 
 
 def test_feast_is_imported_only_where_it_is_listed() -> None:
