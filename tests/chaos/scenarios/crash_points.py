@@ -1,0 +1,100 @@
+"""Workers that end at named points of their work: between any two steps of a batch, in the middle of a snapshot, before
+and after each of Feast's stores has the rows (``tests/failing.py`` does it, and has the points)."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests import failing
+from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial
+from tests.chaos.scenarios.crash import COUNTS_S, counted_once, history_once
+from tests.integration.pipeline_world import until
+
+NAME = "crash-points"
+HOLDS = "nothing lost, nothing doubled, Feast's history once each, profile counts equal to one pass, wherever it ends"
+MONITOR = "monitor"
+WINDOWED = ("features.aircraft", "features.airport")
+WHERE = {
+    **dict.fromkeys(failing.LOOP, (*OUTPUT, MONITOR)),
+    **dict.fromkeys(failing.SNAPSHOT, (*WINDOWED, MONITOR)),
+    **dict.fromkeys(failing.FEAST, (failing.FEAST_STAGE,)),
+}
+OFTEN = 20
+"""Passes of a point that comes by with each batch, within which the worker ends; elsewhere it is ``SELDOM``."""
+SELDOM = 2
+DIED_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    point: str
+    stage: str
+    passes: int
+
+
+def run(lab: Lab, rounds: int, result: Result) -> None:
+    draw = lab.random(NAME)
+    stages = [*OUTPUT, MONITOR, failing.FEAST_STAGE]
+    deaths = list(drawn(draw, rounds))
+    with lab.trial(result, stages=stages, command=failing.command, snapshot_interval_s=0.5) as trial:
+        trial.flowing()
+        for number, death in enumerate(deaths, 1):
+            result.tell(f"death {number} of {len(deaths)}: {death.stage} at {death.point}")
+            end(trial, death)
+        trial.stop_stream()
+        until("every fate", trial.finished, PATIENCE_S, pause=0.2)
+        history_once(trial)
+        try:
+            until("profiles", lambda: counted_once(trial.world), COUNTS_S, pause=0.5)
+        except AssertionError:
+            trial.problem("the profiles of the monitor are not those of one pass")
+
+
+def drawn(draw: random.Random, rounds: int) -> Iterator[Death]:
+    """Every point once a round, each at another of its stages than in the round before, in an order drawn anew."""
+    turns = {point: draw.sample(stages, len(stages)) for point, stages in WHERE.items()}
+    for number in range(rounds):
+        for point in draw.sample(list(WHERE), len(WHERE)):
+            stage = turns[point][number % len(turns[point])]
+            often = point in failing.LOOP and stage != MONITOR
+            yield Death(point, stage, draw.randint(1, OFTEN if often else SELDOM))
+
+
+def end(trial: Trial, death: Death) -> None:
+    """Counts only where the worker was seen to end of it."""
+    world, stage = trial.world, death.stage
+    armed = failing.armed_by(world.folder, stage)
+    died = armed.with_suffix(".died")
+    died.unlink(missing_ok=True)
+    worker = world.worker(stage)
+    worker.restarts.clear()  # it is not the supervisor's to give up a worker for what we ask of it
+    said = f"{stage}.0 ended with exit code {failing.CODE};"
+    before = heard(trial, said)
+    aside = armed.with_suffix(".aside")
+    aside.write_text(json.dumps({"point": death.point, "passes": death.passes}))
+    aside.rename(armed)
+    try:
+        until(f"{stage} to end", lambda: died.exists() and heard(trial, said) > before, DIED_S, pause=0.02)
+    except AssertionError:
+        armed.unlink(missing_ok=True)
+        trial.problem(f"nobody died at {death.point} of {stage} within {DIED_S:.0f} s")
+        return
+    ended = moment(died)
+    trial.result.trials += 1
+    trial.result.notes[death.point] = trial.result.notes.get(death.point, 0) + 1
+    if stage in OUTPUT:
+        # what the dead had under way may still have been appended
+        trial.result.recoveries.append(trial.new_output(OUTPUT[stage], ended + 0.05) - ended)
+    else:
+        world.wait_restarted(stage, 1)
+
+
+def heard(trial: Trial, said: str) -> int:
+    return sum(line.startswith(said) for line in trial.world.heard)
+
+
+def moment(died: Path) -> float:
+    """A rename leaves the file's own time as it was."""
+    return died.stat().st_ctime
