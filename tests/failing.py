@@ -149,9 +149,10 @@ def fail_in_files(at: FailPoint) -> None:
 
 
 def fail_in_feast(at: FailPoint) -> None:
+    from penstock_features import writer
+
     from penstock.feast.offline import OfflineAppender
     from penstock.feast.stores import ViewStores
-    from penstock_features import writer
 
     open_stores, commit = writer.open_stores, KafkaTransport.commit
 

@@ -3,9 +3,11 @@ and after each of Feast's stores has the rows (``tests/failing.py`` does it, and
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from tests import failing
 from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial
@@ -25,6 +27,7 @@ OFTEN = 20
 """Passes of a point that comes by with each batch, within which the worker ends; elsewhere it is ``SELDOM``."""
 SELDOM = 2
 DIED_S = 30.0
+COUNTING = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,10 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
     deaths = list(drawn(draw, rounds))
     with lab.trial(result, stages=stages, command=failing.command, snapshot_interval_s=0.5) as trial:
         trial.flowing()
-        for number, death in enumerate(deaths, 1):
-            result.tell(f"death {number} of {len(deaths)}: {death.stage} at {death.point}")
-            end(trial, death)
+        # the Feast writer needs long to start, and nobody waits for it but its own next death
+        lanes = [[d for d in deaths if (d.stage == failing.FEAST_STAGE) is feast] for feast in (True, False)]
+        with ThreadPoolExecutor(len(lanes)) as pool:
+            list(pool.map(lambda lane: end_each(trial, lane, len(deaths)), lanes))
         trial.stop_stream()
         until("every fate", trial.finished, PATIENCE_S, pause=0.2)
         history_once(trial)
@@ -60,6 +64,12 @@ def drawn(draw: random.Random, rounds: int) -> Iterator[Death]:
             stage = turns[point][number % len(turns[point])]
             often = point in failing.LOOP and stage != MONITOR
             yield Death(point, stage, draw.randint(1, OFTEN if often else SELDOM))
+
+
+def end_each(trial: Trial, deaths: Sequence[Death], of: int) -> None:
+    for death in deaths:
+        trial.result.tell(f"{trial.result.trials} of {of} deaths; next is {death.stage} at {death.point}")
+        end(trial, death)
 
 
 def end(trial: Trial, death: Death) -> None:
@@ -82,7 +92,8 @@ def end(trial: Trial, death: Death) -> None:
         trial.problem(f"nobody died at {death.point} of {stage} within {DIED_S:.0f} s")
         return
     ended = moment(died)
-    trial.result.trials += 1
+    with COUNTING:
+        trial.result.trials += 1
     trial.result.notes[death.point] = trial.result.notes.get(death.point, 0) + 1
     if stage in OUTPUT:
         # what the dead had under way may still have been appended
