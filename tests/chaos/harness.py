@@ -31,6 +31,7 @@ from penstock.plan import Plan
 from pipelines.flights import data
 from pipelines.flights.replay import Message, Replay
 from tests.chaos.kafka_log import KafkaLog
+from tests.chaos.records import Log
 from tests.chaos.verdict import Verdict
 from tests.chaos.watch import Watcher
 from tests.integration.pipeline_world import FATES, ROOT, World, until
@@ -190,7 +191,7 @@ class Lab:
 
 class Trial:
     """One pipeline while it is harmed; made by ``Lab.trial``. ``extra``: the workers of ``start_extra``. ``counts``: of
-    the verifier, once it was judged."""
+    the verifier, once it was judged. ``log``: what both verifiers read."""
 
     def __init__(
         self,
@@ -214,6 +215,7 @@ class Trial:
         self._before = result.trials
         self.extra: list[Worker] = []
         self.counts: dict[str, int] = {}
+        self.log: Log = KafkaLog(bootstrap)
 
     def __enter__(self) -> Self:
         self.world.__enter__()
@@ -242,11 +244,11 @@ class Trial:
         self.result.tell("waiting for every fate")
         until(f"{len(self.world.events)} fates, there are {self.fates}", self.finished, PATIENCE_S, pause=0.2)
         self.result.tell("verifying")
-        verdict = self.world.verdict()
+        verdict = self.world.verdict(self.log)
         self.counts = verdict.counts
         self.result.judged += self.result.trials - self._before
         self.result.inputs += verdict.counts["raw"] + verdict.counts["labels"]
-        self.result.add(verdict, self.watcher.settle(KafkaLog(self.world.bootstrap)))
+        self.result.add(verdict, self.watcher.settle(self.log))
         sent = [event.topic for event in self.world.events]
         for suffix in ("raw", "labels"):
             if verdict.counts[suffix] != sent.count(suffix):

@@ -27,7 +27,7 @@ from penstock.topics import create_topics, topic_specs
 from pipelines.flights.replay import HEADER
 from pipelines.flights.replay import Message as Event
 from tests.chaos.kafka_log import KafkaLog
-from tests.chaos.records import Schemas
+from tests.chaos.records import Log, Schemas
 from tests.chaos.verdict import Verdict
 from tests.chaos.verify import verify
 from tests.chaos.windows import declared
@@ -219,8 +219,9 @@ class World:
         value = event.value or b""
         return self.schemas.decode(value) if value[:1] == b"\0" else orjson.loads(value)
 
-    def verdict(self) -> Verdict:
-        return verify(self.name, self.schemas, KafkaLog(self.bootstrap), declared(self.folder / "plan.json"))
+    def verdict(self, log: Log | None = None) -> Verdict:
+        log = log or KafkaLog(self.bootstrap)
+        return verify(self.name, self.schemas, log, declared(self.folder / "plan.json"))
 
     def check(self) -> dict[str, int]:
         """The verifier's counts, after it found nothing, and all that was sent was there."""

@@ -2,8 +2,9 @@
 again from memory."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from statistics import median
 
@@ -15,9 +16,9 @@ NAME = "aborts"
 HOLDS = "the same rows are sent again and come once; no worker starts anew, no partition is restored or replayed"
 STAGES = (*OUTPUT, "monitor")
 SHARE = 1 / 3
-NEAR = 0.1
-"""How far from that the share of a stage with enough transactions may be, or the harness did not do what it says."""
-ENOUGH = 100
+DEVIATIONS, FEW = 4.0, 5
+"""How far from that a stage may be, in standard deviations and in transactions, or the harness did not do what it
+says."""
 STEADY_S = 8.0
 BURST = 1500
 BURSTS = 2
@@ -28,22 +29,22 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
     with lab.trial(result, rate=0, stages=list(STAGES), command=aborting.command(lab.seed)) as trial:
         feed = lab.feed()
         trial.burst(list(islice(feed, 300)))  # warm
-        assigned, before = taken(trial), aborted(trial)
+        assigned, counts = taken(trial), Counter[tuple[str, str]]()
         speed: dict[bool, list[float]] = {False: [], True: []}
         for number in range(rounds):
             result.tell(f"round {number + 1}: a steady stream with aborts")
             stream = Stream(trial.world, feed, RATE)
-            with aborts(trial):
+            with aborts(trial, counts):
                 stream.start()
                 time.sleep(STEADY_S)
                 stream.stop()
-            trial.burst([])
+                trial.burst([])
             for _ in range(BURSTS):
                 for harmed in (False, True):
                     result.tell(f"round {number + 1}: a burst {'with' if harmed else 'without'} aborts")
-                    with aborts(trial, SHARE if harmed else 0.0):
+                    with aborts(trial, counts) if harmed else nullcontext():
                         speed[harmed].append(BURST / trial.burst(list(islice(feed, BURST))))
-        judge_shares(trial, before)
+        judge_shares(trial, counts)
         if trial.world.supervisor.restarted:
             trial.problem(f"a worker was started again: {trial.world.heard}")
         if (now := taken(trial)) != assigned:
@@ -53,14 +54,16 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
 
 
 @contextmanager
-def aborts(trial: Trial, share: float = SHARE) -> Iterator[None]:
-    """A share of the transactions that begin from now on; a transaction lasts some milliseconds."""
+def aborts(trial: Trial, counts: Counter[tuple[str, str]]) -> Iterator[None]:
+    """A share of the transactions that begin meanwhile; all of them, by stage and outcome, are added to ``counts``."""
     said = trial.world.folder / "aborting"
     aside = said.with_suffix(".aside")
-    aside.write_text(str(share))
+    before = transactions(trial)
+    aside.write_text(str(SHARE))
     aside.rename(said)
     yield
     said.unlink()
+    counts.update(transactions(trial) - before)
 
 
 def taken(trial: Trial) -> dict[str, int]:
@@ -71,21 +74,21 @@ def taken(trial: Trial) -> dict[str, int]:
     }
 
 
-def aborted(trial: Trial) -> dict[str, dict[str, float]]:
-    """Transactions by outcome, by stage, as the workers count them."""
-    return {s: by_label(scrape([trial.world.worker(s)]), "penstock_transactions", "outcome") for s in STAGES}
+def transactions(trial: Trial) -> Counter[tuple[str, str]]:
+    """So far, as the workers count them."""
+    found = {
+        stage: by_label(scrape([trial.world.worker(stage)]), "penstock_transactions", "outcome") for stage in STAGES
+    }
+    return Counter({(stage, outcome): round(n) for stage, counts in found.items() for outcome, n in counts.items()})
 
 
-def judge_shares(trial: Trial, before: dict[str, dict[str, float]]) -> None:
-    for stage, counts in aborted(trial).items():
-        n = {outcome: number - before[stage].get(outcome, 0.0) for outcome, number in counts.items()}
-        of, counted = round(sum(n.values())), n.get("aborted", 0.0)
+def judge_shares(trial: Trial, counts: Counter[tuple[str, str]]) -> None:
+    for stage in STAGES:
         said = sum(aborting.WHY in line["message"] for line in trial.world.said(stage))
+        of = counts[stage, "aborted"] + counts[stage, "committed"]
         trial.result.trials += said
         trial.result.notes[f"aborts of {stage}"] = f"{said} in {of}"
-        if counted < said:
-            trial.problem(f"{stage} counts {counted:.0f} aborts and tells of {said}")
-        if of >= ENOUGH and abs(said / of - SHARE) > NEAR:
+        if abs(said - SHARE * of) > max(FEW, DEVIATIONS * (of * SHARE * (1 - SHARE)) ** 0.5):
             trial.problem(f"{said} of {of} transactions of {stage} were aborted, a third was to be")
     if not trial.result.trials:
         trial.problem("nothing was aborted")
