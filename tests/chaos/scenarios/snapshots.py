@@ -26,10 +26,15 @@ from tests.chaos.records import Log, Record
 from tests.integration.pipeline_world import World, until
 
 NAME = "snapshots"
-HOLDS = "equal windows, from an older snapshot or the log, with the reason told; where neither is left, a refusal with the mend"
+HOLDS = (
+    "equal windows from an older snapshot or the log, and why; where neither is left, a refusal that says what to do"
+)
 READS = {"features.aircraft": "events", "features.airport": "by.airport"}
 """The stages with windows, and what they read."""
 INTERVAL_S = 0.3
+AT_ONCE = 3
+"""Harms to a stage, each to another of its partitions; flights has three airports, and no more of them with rows."""
+WARM_ROWS = 500
 AHEAD = 1000
 """Offsets by which a snapshot is newer than the commit, at most."""
 BROKEN = "its checksum is wrong: it is torn or was altered", "it is no snapshot of this form"
@@ -60,11 +65,12 @@ class Held:
 def run(lab: Lab, rounds: int, result: Result) -> None:
     draw = lab.random(NAME)
     with lab.trial(result, stages=list(OUTPUT), snapshot_interval_s=INTERVAL_S) as trial:
-        trial.flowing()
+        for stage in READS:
+            until(f"{stage} to be at work", lambda: sum(trial.world.committed(stage).values()) > WARM_ROWS)  # noqa: B023
         for _ in range(rounds):
             orders = {stage: draw.sample(HARMS, len(HARMS)) for stage in READS}
-            for first in range(0, len(HARMS), lab.plan.partitions):
-                harm(trial, draw, {s: order[first : first + lab.plan.partitions] for s, order in orders.items()})
+            for first in range(0, len(HARMS), AT_ONCE):
+                harm(trial, draw, {stage: order[first : first + AT_ONCE] for stage, order in orders.items()})
         for _ in range(rounds):
             log_begins_at_the_newest(trial)
             for stage in READS:
@@ -78,7 +84,7 @@ def harm(trial: Trial, draw: random.Random, harms: dict[str, list[str]]) -> None
         for stage, partitions in held.items():
             committed = trial.world.committed(stage)
             others = next(of for name, of in held.items() if name != stage)
-            for at, what in zip(partitions, harms[stage], strict=False):
+            for at, what in zip(draw.sample(partitions, len(harms[stage])), harms[stage], strict=True):
                 all_of_it = what == "missing" or draw.random() < 0.5
                 if what in FOREIGN:
                     neighbour = next(other for other in partitions if other is not at)
@@ -159,8 +165,8 @@ def log_begins_too_late(trial: Trial, draw: random.Random, stage: str) -> None:
 
 @contextmanager
 def standing(trial: Trial, stages: Collection[str]) -> Iterator[dict[str, list[Held]]]:
-    """The workers stand still with whole snapshots of every partition inside the block, and are killed at its end, if
-    they were not in it. What their next selves do and say is judged then."""
+    """Inside the block the workers stand still, with whole snapshots of every partition that has rows. At its end they
+    are killed, if they were not in it, and what their next selves do and say is judged."""
     world = trial.world
     for stage in stages:
         whole(world, stage)
@@ -168,7 +174,7 @@ def standing(trial: Trial, stages: Collection[str]) -> Iterator[dict[str, list[H
     lines: dict[str, int] = {}
     for stage in stages:
         freeze(world, stage)
-        held[stage] = [look(world, stage, number) for number in range(world.plan.partitions)]
+        held[stage] = [look(world, stage, number) for number in moving(world, stage)]
         lines[stage] = len(world.said(stage))
         world.worker(stage).restarts.clear()  # it is not the supervisor's to give up a worker that we kill
     pids = {stage: world.worker(stage).pid for stage in stages}
@@ -204,14 +210,19 @@ def paths(world: World, stage: str, number: int) -> list[Path]:
     return sorted(folder.glob("*.snapshot"), reverse=True)
 
 
+def moving(world: World, stage: str) -> list[int]:
+    """The partitions that have rows."""
+    return [number for (_, number), offset in world.committed(stage).items() if offset]
+
+
 def whole(world: World, stage: str) -> None:
-    """Returns when every partition has as many snapshots as are kept, all of them written from now on."""
-    began = time.time()
+    """Returns when each of them has as many snapshots as are kept, all of them written from now on."""
+    began, numbers = time.time(), moving(world, stage)
 
     def written() -> bool:
         world.supervisor.check()
         with suppress(FileNotFoundError):  # a newer one took its place just now
-            times = [[p.stat().st_mtime for p in paths(world, stage, n)] for n in range(world.plan.partitions)]
+            times = [[p.stat().st_mtime for p in paths(world, stage, n)] for n in numbers]
             return all(len(of) == KEPT and min(of) > began for of in times)
         return False
 
