@@ -186,7 +186,8 @@ def _read(file: IO[bytes]) -> tuple[Facts, State]:
     """Raises ``ValueError`` for anything that is not exactly what ``_write`` made."""
     if file.read(len(MAGIC)) != MAGIC:
         raise ValueError("it is no snapshot of this form")
-    left = file.seek(-_DIGEST_BYTES, os.SEEK_END)
+    left = max(file.seek(0, os.SEEK_END) - _DIGEST_BYTES, 0)
+    file.seek(left)
     wanted, digest = file.read(), hashlib.sha256()
     file.seek(0)
     while left and (piece := file.read(min(left, SLICE_BYTES))):

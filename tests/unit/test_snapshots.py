@@ -59,6 +59,7 @@ def test_a_topic_made_anew_begins_at_offset_0_and_its_snapshots_are_the_newest(f
     [
         (lambda content: content[:-3], "torn or was altered"),
         (lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:], "torn or was altered"),
+        (lambda content: content[:30], "torn or was altered"),
         (lambda content: content[:10], "no snapshot of this form"),
         (lambda content: b"", "no snapshot of this form"),
         (lambda content: content.replace(b"snapshot 2", b"snapshot 1"), "no snapshot of this form"),

@@ -17,7 +17,7 @@ from pathlib import Path
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from penstock.records import Partition
+from penstock.records import Partition, State
 from penstock.recovery import MEND
 from penstock.snapshots.files import KEPT, Facts, SnapshotFiles
 from penstock.windows.layout import KERNEL_VERSION
@@ -57,7 +57,7 @@ class Held:
     partition: Partition
     paths: list[Path]
     facts: list[Facts]
-    state: bytes
+    state: State
     start: int = WHOLE_LOG
     told: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
 
@@ -110,12 +110,12 @@ def foreign(what: str, facts: Facts, ahead: int, topic: str) -> Facts:
     return found
 
 
-def replace(world: World, stage: str, at: Held, facts: Facts, state: bytes, *, all_of_it: bool) -> None:
+def replace(world: World, stage: str, at: Held, facts: Facts, state: State, *, all_of_it: bool) -> None:
     """The foreign one is the newest; before it there is the newest of the partition's own, or nothing."""
     at.start = WHOLE_LOG if all_of_it else at.facts[0].offset
     for path in at.paths if all_of_it else ():
         path.unlink()
-    files(world, stage).write(at.partition, facts.model_copy(update={"size": len(state)}), state)
+    files(world, stage).write(at.partition, facts, state)
 
 
 def spoil(draw: random.Random, what: str, at: Held, paths: list[Path]) -> None:
