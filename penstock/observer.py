@@ -27,7 +27,9 @@ class Observer:
     def __init__(self, stage: str, health: Health, partition_counts: Mapping[str, int]) -> None:
         self._stage, self._health, self.partition_counts = stage, health, partition_counts
         self._ingest_times: list[int] = []
-        self._seen: dict[Partition, tuple[int, int]] = {}
+        # append times of what was worked on: the newest, and the oldest since the last commit
+        self._seen: dict[Partition, int] = {}
+        self._oldest: dict[Partition, int] = {}
         self._committed: dict[Partition, int] = {}
         self._replays: dict[Partition, tuple[int, float]] = {}
         self._memory = _resident_bytes()
@@ -73,8 +75,9 @@ class Observer:
         else:
             self._ingest_times += batch.timestamp[rows].tolist()
         for number in np.flatnonzero(np.bincount(batch.partition)).tolist():
-            last = int(np.flatnonzero(batch.partition == number)[-1])
-            self._seen[Partition(batch.topic, number)] = (int(batch.timestamp[last]), int(batch.offset[last]))
+            places, partition = np.flatnonzero(batch.partition == number), Partition(batch.topic, number)
+            self._seen[partition] = int(batch.timestamp[places[-1]])
+            self._oldest.setdefault(partition, int(batch.timestamp[places[0]]))
 
     def replayed(self, rows: int) -> None:
         telemetry.REPLAYED.labels(self._stage).inc(rows)
@@ -99,6 +102,7 @@ class Observer:
         self._ingest_times.clear()
         for partition, at in positions.items():
             self._committed[partition] = at.offset
+            self._oldest.pop(partition, None)
             if at.watermark != NO_TIME:
                 telemetry.WATERMARK.labels(stage, partition.topic, str(partition.number)).set(at.watermark / 1000)
         for phase, spent in self._phases.items():
@@ -114,6 +118,7 @@ class Observer:
         telemetry.ASSIGNED.labels(self._stage).set(len(owned))
         for partition in [p for p in self._committed if p not in owned]:
             del self._committed[partition]
+            self._oldest.pop(partition, None)
             tell_lag(self._stage, partition, 0, 0.0)  # its new owner tells it from now on
         if "start" in self._health.waiting_for:
             self._health.wait("lag", "the ends of the partitions are not known yet")
@@ -144,7 +149,8 @@ class Observer:
             if high is None:
                 unheard.append(str(partition))
                 continue
-            stamp, _ = self._seen.get(partition, (0, 0))
+            # what was committed last is about as old as the next row, if that has not been worked on
+            stamp = self._oldest.get(partition, self._seen.get(partition, 0))
             done = intake.drained(partition) and partition not in uncommitted  # a marker at the end is no lag
             lag = 0 if done else max(0, high - self._committed[partition])
             tell_lag(self._stage, partition, lag, now - stamp / 1000 if stamp else 0.0)

@@ -25,6 +25,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from penstock_features.stage import build
 from penstock_features.writer import LONGEST, FeastWriter, Pace, make_writer
+from prometheus_client import REGISTRY
 
 from penstock.codec.avro import AvroEncoder
 from penstock.compiling import compile_pipeline
@@ -36,6 +37,7 @@ from penstock.plan import Plan
 from penstock.settings import Settings
 from penstock.telemetry import FEAST_UNREADABLE
 from penstock.transport.memory import MemoryBroker, MemoryTransport
+from penstock.transport.protocol import TransactionAborted
 from penstock.worker import make_loop
 
 FEATURES = """
@@ -409,6 +411,50 @@ from penstock.worker import run
 writer.Pace = functools.partial(writer.Pace, file_rows=400, poll_rows=300)
 sys.exit(run(Plan.load(Path(sys.argv[1])), "features.feast", Settings()))
 """
+
+
+def test_what_a_store_refuses_is_lag_and_what_waits_for_its_file_is_none(
+    shops: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = shops()
+    shop.visit([(f"c{n}", START, 5.0) for n in range(20)])
+    writer, topic = shop.writer(Pace(file_rows=1)), f"{shop.name}.view.spend"
+    transport, store = writer._transport, writer._stores[topic].offline
+    refused = [True]
+
+    def lag() -> float:
+        for _ in range(8):  # seven rows a poll
+            writer._second = 0.0
+            writer.step()
+        places = {place: lane.position.offset for place, lane in writer._lanes.items() if place.topic == topic}
+        assert places == {place: transport.high(place) for place in places}
+        labels = {"stage": "features.feast", "topic": topic}
+        numbers = range(shop.plan.partitions)
+        name = "penstock_consumer_lag_records"
+        return sum(REGISTRY.get_sample_value(name, labels | {"partition": str(n)}) or 0 for n in numbers)
+
+    def maybe(call: Any, error: Exception) -> Any:
+        def called(*given: Any) -> Any:
+            if refused[0]:
+                raise error
+            return call(*given)
+
+        return called
+
+    monkeypatch.setattr(store, "append", maybe(store.append, OSError("no space")))
+    transport.subscribe(list(writer._stores), writer)
+    assert lag() >= 20  # and the marker of their transaction
+    refused[0], writer._attempts._clock = False, lambda: float("inf")
+    assert lag() == 0
+
+    shop.visit([(f"c{n}", START, 5.0) for n in range(20)])
+    writer._pace, refused[0] = Pace(poll_rows=7), True
+    monkeypatch.setattr(transport, "commit", maybe(transport.commit, TransactionAborted("not now")))
+    assert lag() >= 20  # and the marker of their transaction
+    refused[0] = False
+    assert lag() == 0
+    assert sum(lane.waiting for place, lane in writer._lanes.items() if place.topic == topic) == 20
+    transport.close()
 
 
 def test_the_watchdog_and_readiness_see_what_the_writer_is_in(shops: Any, monkeypatch: pytest.MonkeyPatch) -> None:

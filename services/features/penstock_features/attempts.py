@@ -28,9 +28,9 @@ class Attempts:
         self._health, self._clock = health, clock
         self._pauses: dict[tuple[str, str], _Pause] = {}
 
-    def failing(self, store: str) -> bool:
-        """Whether any view's last try with this kind of store failed."""
-        return any(kind == store for _, kind in self._pauses)
+    def failing(self, store: str, view: str | None = None) -> bool:
+        """Whether the last try with this kind of store failed, of ``view`` or of any."""
+        return any(kind == store and view in (None, of) for of, kind in self._pauses)
 
     def attempt(self, view: str, store: str, write: Callable[[], int], *, at_once: bool = False) -> bool:
         """One try, unless the last failure is too young; True when it succeeded. ``write`` returns its rows."""

@@ -52,12 +52,15 @@ class Pace:
 
 @dataclass(slots=True)
 class _Lane:
-    """One assigned partition: rows for the next file, the position after the last row that was read, and when that was
-    appended, ms since epoch."""
+    """One assigned partition: rows for the next file, the position after the last row that was read, and the offset
+    that was committed. ``newest``, ``oldest``: when the last row that was read was appended, and the first that is not
+    committed, 0 where there is none; ms since epoch."""
 
     stores: ViewStores
     position: Position
-    stamp: int = 0
+    committed: int
+    newest: int = 0
+    oldest: int = 0
     offsets: list[Int64s] = field(default_factory=list)
     rows: list[pa.Table] = field(default_factory=list)
     since: float = 0.0
@@ -158,8 +161,9 @@ class FeastWriter:
             lane = self._lanes.get(Partition(records.topic, number))
             if lane is None:
                 continue
-            last = np.flatnonzero(records.partition == number)[-1]
-            lane.position, lane.stamp = Position(int(records.offset[last]) + 1), int(records.timestamp[last])
+            first, last = np.flatnonzero(records.partition == number)[[0, -1]].tolist()
+            lane.position, lane.newest = Position(int(records.offset[last]) + 1), int(records.timestamp[last])
+            lane.oldest = lane.oldest or int(records.timestamp[first])
             places = np.flatnonzero(partitions == number)
             if stores.offline is not None and len(places):
                 if not lane.rows:
@@ -201,26 +205,33 @@ class FeastWriter:
             self._held = set()
 
     def _commit(self) -> None:
-        """How far each partition is, for whoever watches the lag."""
-        done = {
-            p: lane.position for p, lane in self._lanes.items() if not self._online[p.topic] and not self._undecoded
-        }
+        """How far each partition is, for whoever watches the lag: rows that a store refuses are lag, those that wait
+        for their file to be due are not."""
+        done = {p: lane.position for p, lane in self._lanes.items() if not self._refused(p, lane)}
         if done:
             try:
                 with self._health.during("commit"):
                     self._transport.commit(done)
             except TransactionAborted as error:
                 log.info("the lag could not be committed: %s", error)
+            else:
+                for partition, at in done.items():
+                    self._lanes[partition].committed, self._lanes[partition].oldest = at.offset, 0
         unheard = []
         for partition, lane in self._lanes.items():
             high = self._transport.high(partition)
             if high is None:
                 unheard.append(str(partition))
                 continue
-            seconds = self._clock() - lane.stamp / 1000 if lane.stamp else 0.0
-            tell_lag(self._stage, partition, max(0, high - lane.position.offset), seconds)
+            stamp = lane.oldest or lane.newest  # what was committed last is about as old as the next row
+            seconds = self._clock() - stamp / 1000 if stamp else 0.0
+            tell_lag(self._stage, partition, max(0, high - lane.committed), seconds)
         self._health.wait("lag", f"the end of {', '.join(unheard)} is not known yet" if unheard else None)
         telemetry.READY.labels(self._stage).set(self._health.ready)
+
+    def _refused(self, partition: Partition, lane: _Lane) -> bool:
+        offline = lane.rows and self._attempts.failing("offline", lane.stores.view.name)
+        return bool(self._undecoded or self._online[partition.topic] or offline)
 
     def _settle(self, lanes: Mapping[Partition, _Lane]) -> None:
         """One last try for the rows in hand. What cannot be written is read again by whoever has the partition next."""
@@ -249,7 +260,7 @@ class FeastWriter:
             if resume < low:
                 log.error("%s: rows %d to %d were deleted before they were written", partition, resume, low - 1)
             starts[partition] = max(low, resume)
-            self._lanes[partition] = _Lane(stores, Position(starts[partition]))
+            self._lanes[partition] = _Lane(stores, Position(starts[partition]), starts[partition])
             log.info("assigned %s from %d", partition, starts[partition])
         self._health.wait("assignment", None if self._lanes else "no partition is assigned")
         telemetry.ASSIGNED.labels(self._stage).set(len(self._lanes))
@@ -262,6 +273,8 @@ class FeastWriter:
 
     def lost(self, partitions: Iterable[Partition]) -> None:
         gone = set(partitions)
+        for partition in gone:  # its new owner tells the lag from now on
+            telemetry.LAG_RECORDS.labels(self._stage, partition.topic, str(partition.number)).set(0)
         self._lanes = {p: lane for p, lane in self._lanes.items() if p not in gone}
         self._held -= gone
         self._undecoded = [
