@@ -258,6 +258,23 @@ def test_a_broker_that_was_not_heard_for_a_while_is_away() -> None:
     assert sources.trouble() == "nothing was heard of Kafka at 127.0.0.1:1 for 6 s"
 
 
+def test_the_app_is_not_ready_while_its_broker_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from penstock_monitor.merge import make_app
+
+    monkeypatch.setattr("penstock_monitor.sources.SILENCE_S", 0.0)
+    watched = plan().model_copy(update={"stages": (StagePlan(name="monitor", inputs=(), outputs=()),)})
+    settings = Settings(bootstrap_servers="127.0.0.1:1", session_timeout_ms=1000, state_dir=tmp_path)
+    health = Health()
+
+    async def live() -> None:
+        make_app(watched, "monitor.merge", settings, health)
+        assert "broker" not in health.waiting_for
+        await asyncio.sleep(0.6)
+
+    asyncio.run(live())
+    assert health.waiting_for["broker"].startswith("nothing was heard of Kafka at 127.0.0.1:1 for ")
+
+
 SERVING = """
 import asyncio, os, signal, sys, time
 from types import SimpleNamespace
