@@ -34,6 +34,7 @@ from penstock.transport.protocol import Fenced, Position, TransactionAborted, Tr
 log = logging.getLogger(__name__)
 
 SECOND = 1.0
+UNFIT = "output does not fit its schema"
 LOOK_S = 0.01
 """How often a worker that is held back looks where the others are."""
 MOST_ABORTS = 20
@@ -209,18 +210,20 @@ class Loop:
 
     def _without_unencodable(self, result: Result, error: UnencodableError) -> Result:
         """Rows whose output does not fit its schema become rejects, and leave every output."""
-        guilty = [int(output.source[row]) for output in result.outputs for row in self.outbox.unencodable(output)]
+        guilty: dict[int, Reason] = {}
+        for output in result.outputs:
+            for row, why in self.outbox.unencodable(output).items():
+                guilty.setdefault(int(output.source[row]), Reason(UNFIT, why))
         if not guilty:
             raise error
         log.warning("%d rows do not fit their output's schema and are dead letters", len(guilty))
-        reason = Reason("output does not fit its schema", str(error))
         outputs = []
         for output in result.outputs:
-            kept = np.flatnonzero(~np.isin(output.source, guilty))
+            kept = np.flatnonzero(~np.isin(output.source, list(guilty)))
             rows = output.rows.take(pa.array(kept))
             keys = output.keys.take(pa.array(kept))
             outputs.append(Output(output.topic, keys, rows, output.source[kept], output.fate))
-        rejects = {**result.rejects, **dict.fromkeys(guilty, reason)}
+        rejects = {**result.rejects, **guilty}
         dropped = {row: why for row, why in result.dropped.items() if row not in rejects}
         return Result(outputs, rejects, dropped, result.late)
 

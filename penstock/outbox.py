@@ -137,19 +137,20 @@ class Outbox:
             tally.count(tally.dropped, drop.kind, 1)
         return dead
 
-    def unencodable(self, output: Output) -> list[int]:
-        """Rows of ``output`` that its schema does not take, found by halving."""
-        encode, found, parts = self._encoders[output.topic], [], [(0, len(output.rows))]
+    def unencodable(self, output: Output) -> dict[int, str]:
+        """Row → why, of those of ``output`` that its schema does not take, found by halving, in order."""
+        encode, parts = self._encoder(output.topic), [(0, len(output.rows))]
+        found: dict[int, str] = {}
         while parts:
             start, stop = parts.pop()
             try:
                 encode(output.rows.slice(start, stop - start))
-            except UNENCODABLE:
+            except UNENCODABLE as error:
                 if stop - start == 1:
-                    found.append(start)
+                    found[start] = f"{output.topic}: {error}"
                 else:
                     middle = (start + stop) // 2
-                    parts += [(start, middle), (middle, stop)]
+                    parts += [(middle, stop), (start, middle)]
         return found
 
     def add_unsourced(self, result: Result) -> None:
@@ -158,13 +159,16 @@ class Outbox:
             if len(output.rows):
                 self._send(self._encoded(output, None))
 
-    def _encoded(self, output: Output, work: Work | None) -> _Send:
+    def _encoder(self, topic: str) -> Encode:
         try:
-            encode = self._encoders[output.topic]
+            return self._encoders[topic]
         except KeyError:
             raise UnencodableError(
-                f"stage {self._stage} wrote to {output.topic!r}, which its plan does not list among its outputs"
+                f"stage {self._stage} wrote to {topic!r}, which its plan does not list among its outputs"
             ) from None
+
+    def _encoded(self, output: Output, work: Work | None) -> _Send:
+        encode = self._encoder(output.topic)
         try:
             values = encode(output.rows)
         except UNENCODABLE as error:

@@ -83,9 +83,8 @@ class AvroEncoder:
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise ValueError(f"schema {self._name!r}: column {field.name!r} is no {to.type}: {error}") from None
         if array.null_count and not to.nullable:
-            row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
             raise ValueError(
-                f"schema {self._name!r}: column {field.name!r} is null in row {row}, and the schema wants a value. "
+                f"schema {self._name!r}: column {field.name!r} is null, and the schema wants a value. "
                 "Make the field nullable or reject the row."
             )
         return array

@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from prometheus_client import REGISTRY
 
 import penstock.loop as loop_module
+from penstock.codec.avro import AvroEncoder
 from penstock.codec.decoded import BadRow, Decoded
 from penstock.dead_letter import DeadLetter
 from penstock.fates import FateError
@@ -22,7 +23,7 @@ from penstock.intake import Intake, TopicReader
 from penstock.local.resolve import BrokerHandle
 from penstock.loop import Loop
 from penstock.observer import Observer
-from penstock.outbox import Outbox
+from penstock.outbox import Outbox, UnencodableError
 from penstock.pace import Pace
 from penstock.records import Batch, Header, Output, Partition, Reason, Records, Result, State
 from penstock.schemas.registry import TransientLookupError
@@ -367,6 +368,57 @@ def test_the_guilty_row_of_a_batch_stands_alone_and_the_others_go_on(world: Worl
     assert len(place.values(place.target)) == 63
     assert place.values(place.dead) == [b"v17"]
     assert world.rows(place.dead)[0][3]["penstock.reason"] == b"stage failed"
+
+
+class Forgetful(Stage):
+    """Writes each row to two topics; to the second without a value where it begins with ``void``."""
+
+    def __init__(self, first: str, second: str) -> None:
+        self.first, self.second = first, second
+
+    def process(self, batch: Batch) -> Result:
+        values = batch.rows.column("value").to_pylist()
+        dropped = {row: Reason("dropped", "by the test") for row, value in enumerate(values) if value == b"drop"}
+        source = np.array([row for row in range(len(values)) if row not in dropped], np.int32)
+        kept = [values[row] for row in source.tolist()]
+        outputs = []
+        for topic, written in (
+            (self.first, kept),
+            (self.second, [None if value.startswith(b"void") else value for value in kept]),
+        ):
+            rows = pa.RecordBatch.from_pydict({"value": pa.array(written, pa.binary())})
+            outputs.append(Output(topic, batch.keys.take(pa.array(source)), rows, source))
+        return Result(outputs, {}, dropped)
+
+
+def test_a_row_that_does_not_fit_one_outputs_schema_leaves_them_all_and_is_a_dead_letter(world: World) -> None:
+    place, second = Workplace(world, partitions=1), world.topic("second", 1)
+    loop = place.worker(Forgetful(place.target, second))
+    schema = {"type": "record", "name": "R", "fields": [{"name": "value", "type": "bytes"}]}
+    loop.outbox._encoders = {**loop.outbox._encoders, second: AvroEncoder(schema, 7).encode}
+    values = [b"a", b"void1", b"b", b"drop", b"void2", b"c"]
+    world.append(place.source, [(b"k", value) for value in values])
+    place.run(loop, place.settled(loop, len(values)))
+    assert place.values(place.target) == [b"a", b"b", b"c"]
+    assert [value[-1:] for value in place.values(second)] == [b"a", b"b", b"c"]
+    assert len(place.values(place.dropped)) == 1
+    letters = world.rows(place.dead)
+    assert [(key, value) for _, key, value, _ in letters] == [(b"k", b"void1"), (b"k", b"void2")]
+    for _, _, _, headers in letters:
+        assert headers["penstock.reason"] == b"output does not fit its schema"
+        assert headers["__connect.errors.exception.message"].startswith(
+            f"{second}: schema 'R': column 'value' is null, and the schema wants a value.".encode()
+        )
+
+
+def test_a_stage_that_writes_where_its_plan_does_not_say_stops_the_worker_and_is_named() -> None:
+    world = MemoryWorld()
+    place = Workplace(world)
+    loop = place.worker(Forgetful(place.target, "elsewhere"))
+    world.append(place.source, [(b"k", b"a")])
+    with pytest.raises(UnencodableError, match="stage test wrote to 'elsewhere', which its plan does not list"):
+        place.run(loop, place.settled(loop, 1))
+    assert place.values(place.target) == []
 
 
 def test_an_abort_sends_again_without_touching_state(world: World) -> None:

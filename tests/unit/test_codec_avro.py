@@ -141,6 +141,18 @@ def test_a_bad_row_says_what_is_wrong_with_it(value: bytes | None, reason: str, 
     assert word in decoded.bad[1].message
 
 
+def test_a_message_whose_schema_cannot_be_read_safely_says_which_schema_and_why() -> None:
+    again = {"name": "next", "type": ["null", "Card"], "default": None}
+    recursive = {**CARD, "fields": [*CARD["fields"], again]}
+    good = cards(3)
+
+    decoded = AvroDecoder(CARD, {7: CARD, 9: recursive}.__getitem__).decode([good[0], prefix(9) + good[1][5:], good[2]])
+
+    assert decoded.rows["id"].to_pylist() == ["c0", "c2"]
+    assert (decoded.bad[1].reason, decoded.bad[1].schema_id) == ("unsupported schema", 9)
+    assert "schema id 9: next: record 'Card' contains itself" in decoded.bad[1].message
+
+
 def test_a_batch_of_one_bad_row_has_no_rows_and_the_readers_columns() -> None:
     decoded = decoder(CARD).decode([None])
 
@@ -278,7 +290,7 @@ def test_columns_are_found_by_name_cast_and_filled_with_defaults() -> None:
     ("columns", "word"),
     [
         ({"id": ["a"], "amount": [1.0]}, "'mcc' is missing"),
-        ({"id": ["a"], "amount": [None], "mcc": [1]}, "'amount' is null in row 0"),
+        ({"id": ["a"], "amount": [None], "mcc": [1]}, "'amount' is null, and"),
         ({"id": ["a"], "amount": [1.0], "mcc": [2**40]}, "'mcc'"),
         ({"id": ["a"], "amount": ["x"], "mcc": [1]}, "'amount'"),
     ],
