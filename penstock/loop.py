@@ -60,7 +60,9 @@ class Loop:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.stage, self.transport, self.intake, self.outbox = stage, transport, intake, outbox
-        self.recovery = Recovery(stage, transport, pace.future_ms, allow_incomplete=pace.allow_incomplete_windows)
+        self.recovery = Recovery(
+            stage, transport, pace.future_ms, allow_incomplete=pace.allow_incomplete_windows, clock=clock
+        )
         self._observer, self._pace, self._topics, self.companion, self._clock = (
             observer,
             pace,

@@ -3,10 +3,11 @@ usable snapshot, or as far back in the log as its state reaches, and from there 
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 from penstock.journal.stepping import Journal
-from penstock.records import Partition
+from penstock.records import NO_TIME, Partition
 from penstock.snapshots.taking import Snapshots
 from penstock.stage import Stage
 from penstock.transport.protocol import Position, Transport
@@ -26,8 +27,16 @@ class Recovery:
     where the log does not reach back. ``snapshots``: None where none are kept; ``journal``: keeps nothing until it is
     replaced by one that does."""
 
-    def __init__(self, stage: Stage, transport: Transport, future_ms: int, *, allow_incomplete: bool) -> None:
-        self._stage, self._transport = stage, transport
+    def __init__(
+        self,
+        stage: Stage,
+        transport: Transport,
+        future_ms: int,
+        *,
+        allow_incomplete: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._stage, self._transport, self._clock = stage, transport, clock
         self._future_ms, self._allow_incomplete = future_ms, allow_incomplete
         self.snapshots: Snapshots | None = None
         self.journal = Journal(None, transport.identity, "", 0)
@@ -87,6 +96,8 @@ class Recovery:
 
     def _replay_start(self, partition: Partition, reach: int, low: int, live: Position) -> int:
         if live.offset <= low:
+            if low > 0 and live.watermark != NO_TIME and not self._allow_incomplete:
+                self._all_is_gone(partition, reach, low, live)
             return live.offset
         back_to = live.watermark - reach - self._future_ms
         start = self._transport.offset_at(partition, back_to) if back_to > 0 else low
@@ -96,3 +107,11 @@ class Recovery:
                 f"{partition}: the log begins at offset {low} and may not reach back to where the windows begin. {MEND}"
             )
         return start
+
+    def _all_is_gone(self, partition: Partition, reach: int, low: int, live: Position) -> None:
+        """Everything that was read was deleted. A partition that was idle for longer than its windows lacks nothing, if
+        what comes is of about now; refusing would stop the others for it."""
+        gone = f"{partition}: all rows before offset {low}, which the group has committed, were deleted"
+        if live.watermark + reach + self._future_ms >= self._clock() * 1000:
+            raise IncompleteLogError(f"{gone}, and windows reach back to them. {MEND}")
+        log.warning("%s: its windows begin empty; what is of about now does not reach back to them", gone)

@@ -116,6 +116,38 @@ def test_a_log_whose_rest_reaches_back_far_enough_is_complete(deployment: Deploy
     assert stage.replayed == deployment.sent[6:10]
 
 
+def test_a_log_of_which_all_that_was_read_is_gone_is_refused_while_windows_reach_back_to_it(
+    deployment: Deployment,
+) -> None:
+    deployment.append(10)
+    deployment.work()
+    deployment.delete_before(10)
+    with pytest.raises(IncompleteLogError) as refusal:
+        deployment.work(reach_ms=HOUR)
+    assert str(refusal.value) == (
+        f"{deployment.source}: all rows before offset 10, which the group has committed, were deleted,"
+        " and windows reach back to them. "
+        "Raise the topic's retention.ms, or set PENSTOCK_ALLOW_INCOMPLETE_WINDOWS=true to go on with the rest"
+    )
+    deployment.append(5)
+    stage = deployment.work(reach_ms=HOUR, allow_incomplete_windows=True)
+    assert (stage.replayed, stage.times) == ([], deployment.sent[10:])
+
+
+def test_a_partition_that_was_idle_for_longer_than_its_windows_lacks_nothing_and_that_is_told(
+    deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    deployment.append(10)
+    deployment.work()
+    deployment.delete_before(10)
+    time.sleep(0.2)
+    deployment.append(5)
+    with caplog.at_level(logging.WARNING, "penstock.recovery"):
+        stage = deployment.work(reach_ms=100)
+    assert (stage.replayed, stage.times) == ([], deployment.sent[10:])
+    assert any("its windows begin empty" in record.getMessage() for record in caplog.records)
+
+
 def test_a_stage_without_state_needs_nothing_of_what_was_deleted(deployment: Deployment) -> None:
     deployment.append(10)
     deployment.work()

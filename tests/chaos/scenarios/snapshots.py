@@ -142,13 +142,13 @@ def log_begins_at_the_newest(trial: Trial) -> None:
 
 
 def log_begins_too_late(trial: Trial, draw: random.Random, stage: str) -> None:
-    """One partition's log reaches back to its newest snapshot, which is torn, and not to the older one: the worker says
+    """One partition's log reaches back to between its newest snapshot, which is torn, and the older one: the worker says
     what to do, and goes on once the snapshot is back."""
     trial.result.tell(f"the log begins too late for {stage}")
     world = trial.world
     with standing(trial, [stage]) as held:
-        at = draw.choice(held[stage])
-        low, whole = at.facts[0].offset, at.paths[0].read_bytes()
+        at = draw.choice([at for at in held[stage] if at.facts[0].offset > at.facts[1].offset + 1])
+        low, whole = at.facts[1].offset + 1, at.paths[0].read_bytes()
         delete(trial, {at.partition: low})
         spoil(draw, "torn", at, at.paths[:1])
         at.told.append((f"{at.partition}: a snapshot is not used", (f"the log begins at {low}",)))
@@ -159,7 +159,7 @@ def log_begins_too_late(trial: Trial, draw: random.Random, stage: str) -> None:
         aside = at.paths[0].with_name(".put-back")
         aside.write_bytes(whole)
         aside.rename(at.paths[0])
-        at.start = low
+        at.start = at.facts[0].offset
         trial.result.trials += 1
 
 
