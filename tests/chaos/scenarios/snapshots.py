@@ -142,8 +142,8 @@ def log_begins_at_the_newest(trial: Trial) -> None:
 
 
 def log_begins_too_late(trial: Trial, draw: random.Random, stage: str) -> None:
-    """One partition's log reaches back to between its newest snapshot, which is torn, and the older one: the worker says
-    what to do, and goes on once the snapshot is back."""
+    """One partition's log begins between its newest snapshot, which is torn, and the older one: the worker says what to
+    do, and goes on once the snapshot is back."""
     trial.result.tell(f"the log begins too late for {stage}")
     world = trial.world
     with standing(trial, [stage]) as held:
