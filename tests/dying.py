@@ -2,7 +2,8 @@
 
 ``python -m tests.dying STAGE PLAN`` is ``penstock run`` with such rows; ``python -m tests.dying small FOLDER TOPICS``
 is the small loop on Kafka. ``DYING`` says of what, as JSON: ``decoding`` and ``processing`` list texts (of the small
-loop event times, else event ids), ``how`` is ``segfault``, ``kill`` or ``exit``.
+loop event times, else event ids), ``how`` is ``segfault``, ``kill``, ``exit`` or ``memory``. For workers of a supervisor,
+which have one environment, slot and DYING may follow the plan.
 """
 
 import json
@@ -20,6 +21,7 @@ from penstock.codec.decoded import Decoded
 from penstock.intake import TopicReader
 from penstock.journal.notes import Notes
 from penstock.journal.stepping import Journal
+from penstock.memory import resident_bytes
 from penstock.plan import InputPlan, Plan
 from penstock.records import Batch, Result
 from penstock.settings import Settings
@@ -29,20 +31,24 @@ from penstock.transport.kafka import KafkaTransport
 from tests.small_loop import TARGET, Passing, decode, small_loop
 
 REACH_MS = 1 << 40
+MOST_BYTES, BITE_BYTES = 600 << 20, 16 << 20
 
 
 class Dying:
-    """What the environment says."""
+    """``said``: of what, and how, as JSON."""
 
-    def __init__(self) -> None:
-        said = json.loads(os.environ["DYING"])
-        self._decoding = [text.encode() for text in said.get("decoding", [])]
-        self._processing = set(said.get("processing", []))
-        self._how = said.get("how", "segfault")
+    def __init__(self, said: str) -> None:
+        of = json.loads(said)
+        self._decoding = [text.encode() for text in of.get("decoding", [])]
+        self._processing = set(of.get("processing", []))
+        self._how = of.get("how", "segfault")
 
     def die(self) -> None:
         if self._how == "exit":
             os._exit(70)
+        eaten = []
+        while self._how == "memory" and resident_bytes(os.getpid()) < MOST_BYTES:
+            eaten.append(b"\1" * BITE_BYTES)  # and then the OOM killer comes
         os.kill(os.getpid(), signal.SIGSEGV if self._how == "segfault" else signal.SIGKILL)
 
     def decoding(self, decode: Callable[[pa.BinaryArray], Decoded]) -> Callable[[pa.BinaryArray], Decoded]:
@@ -74,8 +80,9 @@ def event_ids(batch: Batch) -> "pa.Array | None":
     return None
 
 
-def run_stage(name: str, plan_path: Path) -> int:
-    dying, reader, find_kind = Dying(), worker.reader, worker.find_kind
+def run_stage(name: str, plan_path: Path, slot: str | None = None, said: str | None = None) -> int:
+    settings = Settings() if slot is None else Settings(slot=int(slot))
+    dying, reader, find_kind = Dying(said or os.environ["DYING"]), worker.reader, worker.find_kind
 
     def dying_reader(source: InputPlan, lookup: worker.Lookup, largest: int) -> TopicReader:
         found = reader(source, lookup, largest)
@@ -86,12 +93,12 @@ def run_stage(name: str, plan_path: Path) -> int:
         return replace(kind, build=lambda plan, name: dying.processing(kind.build(plan, name), event_ids))
 
     worker.reader, worker.find_kind = dying_reader, dying_kind
-    return worker.run(Plan.load(plan_path), name, Settings())
+    return worker.run(Plan.load(plan_path), name, settings)
 
 
 def run_small(folder: Path, topics: dict[str, str]) -> int:
     """Its state reaches back to the log's begin, so every start replays all that is committed."""
-    settings, dying, group = Settings(), Dying(), topics[TARGET]
+    settings, dying, group = Settings(), Dying(os.environ["DYING"]), topics[TARGET]
     logs.set_up("small", settings.slot, "INFO")
     transport = KafkaTransport(settings, group, "small")
     stage = dying.processing(Passing(topics[TARGET], REACH_MS), lambda batch: batch.rows.column("value").cast("string"))
@@ -106,4 +113,4 @@ def run_small(folder: Path, topics: dict[str, str]) -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "small":
         sys.exit(run_small(Path(sys.argv[2]), json.loads(sys.argv[3])))
-    sys.exit(run_stage(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(run_stage(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]))

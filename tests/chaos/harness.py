@@ -190,8 +190,9 @@ class Lab:
 
 
 class Trial:
-    """One pipeline while it is harmed; made by ``Lab.trial``. ``extra``: the workers of ``start_extra``. ``counts``: of
-    the verifier, once it was judged. ``log``: what both verifiers read."""
+    """One pipeline while it is harmed; made by ``Lab.trial``. ``feed``: of the stream, for whoever goes on with it once
+    that is stopped; ``extra``: the workers of ``start_extra``; ``counts``: of the verifier, once it was judged; ``log``:
+    what both verifiers read."""
 
     def __init__(
         self,
@@ -211,7 +212,8 @@ class Trial:
         bootstrap = given.pop("bootstrap", None) or lab.broker.bootstrap
         self.world = World(lab.plan, name, bootstrap, folder, given.pop("models", lab.models), VERSION, **given)
         self.watcher = Watcher(bootstrap, name, self.world.schemas, lab.plan.partitions, judged)
-        self.stream = Stream(self.world, lab.feed(), rate)
+        self.feed = lab.feed()
+        self.stream = Stream(self.world, self.feed, rate)
         self._before = result.trials
         self.extra: list[Worker] = []
         self.counts: dict[str, int] = {}

@@ -173,6 +173,38 @@ def test_a_row_that_its_stage_has_dead_lettered_may_be_missing_from_the_view() -
     assert verify("t", Schemas("t", LOCK), log, [VIEW]).findings == {}
 
 
+def quarantined() -> Served:
+    """The second event has killed its worker: nobody has decoded it, and the fourth's windows are without it."""
+    log = Served()
+    log.drop("view.spending", 1)
+    log.drop("features", 1)
+    event = log.topics["t.events"][1]
+    why = [
+        (name, b"killed the worker" if name == "penstock.reason" else value)
+        for name, value in headers_of("t.events", 0, 1, "features.card", None)
+    ]
+    log.add("dead", event.key, event.value, headers=why)
+    log.replace("view.spending", 1, value=log.encoded("view.spending", _offset=3, card="a", s=5.0, n=2))
+    features(log, 2, s=5.0, n=2, _event_id="3", _origin_offset=3)
+    return log
+
+
+def test_a_row_that_was_never_decoded_is_in_no_window() -> None:
+    assert verify("t", Schemas("t", LOCK), quarantined(), [VIEW]).findings == {}
+
+
+def test_a_window_that_holds_what_was_never_decoded_is_found() -> None:
+    log = quarantined()
+    features(log, 2, s=7.0, n=3, _event_id="3", _origin_offset=3)
+    assert verify("t", Schemas("t", LOCK), log, [VIEW]).findings == {"wrong window": 2}
+
+
+def test_a_row_that_was_never_decoded_is_not_in_the_view() -> None:
+    log = quarantined()
+    log.add("view.spending", b"a", log.encoded("view.spending", _offset=1, card="a", s=3.0, n=2))
+    assert verify("t", Schemas("t", LOCK), log, [VIEW]).findings == {"wrong window": 1}
+
+
 def test_a_corrupted_row_of_the_view_is_found() -> None:
     log = Served()
     log.replace("view.spending", 2, value=log.encoded("view.spending", _offset=3, card="a", s=7.0, n=2))

@@ -31,6 +31,9 @@ LOOKING_ON = ("monitor",)
 """Stages that only watch: what they reject has its fate elsewhere."""
 
 DUPLICATE = "duplicate"
+KILLED = "killed the worker"
+"""The reason of a row that its stage has never decoded: it is in no window and moves no watermark. Every other dead
+letter's row was part of its stage's windows by the time it failed."""
 FIRST = re.compile(r"/(\d+)@(\d+)$")
 """How the note of a dropped copy ends: the raw record that came before."""
 
@@ -41,6 +44,7 @@ class Letter:
 
     at: Place
     stage: str
+    reason: str
     read: tuple[str, Place]
     origin: tuple[str, Place] | None
     record: Record
@@ -125,7 +129,8 @@ class Verifier:
                     (int(facts["__connect.errors.partition"]), int(facts["__connect.errors.offset"])),
                 )
                 stage = facts["__connect.errors.stage"]
-                if not facts["__connect.errors.exception.message"] or not facts["penstock.reason"]:
+                reason = facts["penstock.reason"]
+                if not facts["__connect.errors.exception.message"] or not reason:
                     raise KeyError("a reason")
                 origin = None
                 if "penstock.origin.topic" in facts:
@@ -134,7 +139,7 @@ class Verifier:
             except (KeyError, ValueError) as error:
                 self._verdict.find("unattributed", f"dead{_at(at)} lacks {error}")
                 continue
-            letter = Letter(at, stage, read, origin, record)
+            letter = Letter(at, stage, reason, read, origin, record)
             self._letters.append(letter)
             self._wanted.setdefault(read[0], {}).setdefault(read[1], []).append(letter)
 
@@ -219,6 +224,8 @@ class Verifier:
         last = suffix == "predictions"
         prefix, windows = ("", []) if last else ("_", self._windows)
         decode = self._schemas.decode if last or windows else self._schemas.origin
+        topic = f"{self._name}.{suffix}"
+        unread = {letter.read for letter in self._letters if letter.reason == KILLED}
         for record in self._records(suffix):
             row = self._decoded(suffix, record, decode)
             if row is None:
@@ -226,11 +233,12 @@ class Verifier:
             origin = row[f"{prefix}origin_partition"], row[f"{prefix}origin_offset"]
             if suffix == "events" and self._copies:
                 self._event_ids[origin] = row["_event_id"]
+            place = record.partition, record.offset
             for window in windows:
-                if window.view.reads == f"{self._name}.{suffix}":
-                    window.read((record.partition, record.offset), origin, row, copy=origin in self._copies)
-                else:
+                if window.view.reads != topic:
                     window.sent(origin, row, self._wrong)
+                elif (topic, place) not in unread:
+                    window.read(place, origin, row, copy=origin in self._copies)
             yield record, origin
 
     def _read_views(self) -> None:
