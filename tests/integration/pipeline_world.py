@@ -155,7 +155,7 @@ class World:
             self.plan, plan_path, self.settings, folder / "logs", counts, self.heard.append, command
         )
         self._producer = Producer(
-            {"bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "message.max.bytes": 2_000_000}
+            {"bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "message.max.bytes": 16_000_000}
             | {"enable.idempotence": True, **QUIET}
         )
         self._fates = Arrivals(bootstrap, {f"{name}.{suffix}": plan.partitions for suffix in FATES})
@@ -179,12 +179,12 @@ class World:
     def topic(self, suffix: str) -> str:
         return f"{self.name}.{suffix}"
 
-    def send(self, events: Iterable[Event]) -> list[Event]:
-        """To the raw and label topics; returns what was sent, acknowledged."""
+    def send(self, events: Iterable[Event], headers: Sequence[tuple[str, bytes]] = ()) -> list[Event]:
+        """To the raw and label topics, with ``headers``; returns what was sent, acknowledged."""
         sent = list(events)
         for event in sent:
-            headers = [(HEADER, event.broken.encode())] if event.broken else None
-            self._producer.produce(self.topic(event.topic), event.value, event.key, headers=headers)
+            own = [(HEADER, event.broken.encode())] if event.broken else []
+            self._producer.produce(self.topic(event.topic), event.value, event.key, headers=[*own, *headers])
         assert self._producer.flush(PATIENCE_S) == 0
         self.events += sent
         return sent

@@ -1,41 +1,96 @@
-"""Bad messages among good ones: none, one in a hundred and one in two, of every kind that the replay knows; and good
-ones of which bytes were changed, lost or put in at random."""
+"""Bad messages among good ones: none, one in a hundred and one in two, of every kind that the replay knows and of more;
+the very large ones, and rows that a broker refuses; and good ones of which bytes were changed, lost or put in at random.
+"""
 
+import base64
 import random
-from collections import Counter
-from collections.abc import Iterator
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
+from typing import Any
 
-from pipelines.flights.broken import HEADER, KINDS, RARE, Breaker
+import orjson
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
+
+from pipelines.flights.broken import FAR_FUTURE, HEADER, KINDS, NESTING, RARE, Breaker
 from pipelines.flights.replay import Message, schema
 from tests.chaos.harness import OUTPUT, Lab, Result, Trial
+from tests.chaos.oracle import Oracle
 from tests.integration.test_dead_letters import REASONS
 
 NAME = "poison"
 HOLDS = "all good ones through, all bad ones dead-lettered for the right reason"
-MUTATED = "mutated"
+MUTATED, REFUSED, INDENTED = "mutated", "more than the broker takes", "on many lines, and good"
 MUTATIONS = 1000
 BURST = 1500
 SHARES = (0.0, 0.01, 0.5)
+AROUND = 300
+"""Good ones around the large ones."""
+LARGE = 10_000_000
+EVENTS_TAKE, TRACE = 200_000, 400_000
+"""Bytes that the events' topic takes in this pipeline, and of a trace context that makes an event more than that."""
+Row = dict[str, Any]
+
+
+def _json(row: Row, **changes: Any) -> bytes:
+    return orjson.dumps({**row, **changes})
+
+
+def _within(row: Row, text: bytes) -> bytes:
+    """``text`` as one more field of a whole object."""
+    return _json(row)[:-1] + b',"note":' + text + b"}"
+
+
+MORE: Mapping[str, tuple[Callable[[Breaker, Row], bytes], str]] = {
+    "json null behind a blank": (lambda b, row: b" null", "malformed json"),
+    "brackets behind a blank": (lambda b, row: b" " + b"[" * NESTING, "malformed json"),
+    "objects that never end": (lambda b, row: b'{"a":' * NESTING, "malformed json"),
+    "a bomb within": (lambda b, row: _within(row, b"[" * NESTING + b"]" * NESTING), "malformed json"),
+    "NaN in json": (lambda b, row: _within(row, b"NaN"), "malformed json"),
+    "a number beyond all": (lambda b, row: _json(row).replace(b'"distance":', b'"distance":1e999,"d":'), "malformed json"),
+    "json of the far future": (lambda b, row: _json(row, timestamp=FAR_FUTURE), "event time in the future"),
+    "a newline in json": (lambda b, row: _json(row, dest="J\nF"), "pattern mismatch"),
+    "a newline at an end": (lambda b, row: b.avro(row, dest="JFK\n"), "pattern mismatch"),
+    "an event and another": (lambda b, row: b.avro(row) + b"\n" + b.avro(row), "trailing bytes"),
+}  # fmt: skip
+"""Kinds that the replay does not know, and their reasons."""
+VERY_LARGE: Mapping[str, tuple[Callable[[Breaker, Row], bytes | None], str]] = {
+    "10 MB of avro": (lambda b, row: b.avro(row, carrier="x" * LARGE), "too large"),
+    "10 MB of json": (lambda b, row: _json(row, note="x" * LARGE), "too large"),
+    "10 MB of brackets": (lambda b, row: b'{"note":' + b"[" * LARGE, "too large"),
+    "oversized": (KINDS["oversized"], "too large"),
+}
+COMMON: Mapping[str, tuple[Callable[[Breaker, Row], bytes | None], str]] = {
+    **{kind: (KINDS[kind], REASONS[kind][0]) for kind in KINDS if kind not in RARE},
+    **MORE,
+}
+EXPECTED = {kind: reason for kind, (_, reason) in (COMMON | VERY_LARGE).items()} | {REFUSED: "refused by the broker"}
 
 
 def run(lab: Lab, rounds: int, result: Result) -> None:
     draw = lab.random(NAME)
     with lab.trial(result, rate=0, stages=list(OUTPUT)) as trial:
+        takes(trial, "raw", LARGE + 1_000_000)  # so that it is ingest who has to look at them
+        takes(trial, "events", EVENTS_TAKE)
         breaker = Breaker(schema("event"), lab.plan.event.id)
         good = lab.feed()
-        bad = broken(trial, breaker, lab.feed(), draw)
+        rows = (plain(trial, event) for event in lab.feed() if is_avro(event))
+        bad = broken(breaker, rows, draw)
         trial.burst(list(islice(good, 300)))  # warm
-        speed: dict[float, float] = {}
-        for _ in range(rounds):
-            for share in SHARES:
-                result.tell(f"{share:.0%} bad")
-                events = mixed(good, bad, share, draw)
-                speed[share] = len(events) / trial.burst(events)
-                result.trials += 1
+        speed = bursts(trial, good, bad, draw, rounds)
         result.notes["messages a second without bad ones"] = round(speed[0.0])
         for share in SHARES[1:]:
             result.notes[f"with {share:.0%} bad ones"] = f"{speed[share] / speed[0.0] - 1:+.0%}"
+        result.tell("large ones, and some that the broker refuses")
+        large(trial, good, rows, breaker, draw)
         result.tell("mutations")
         victims = [event for event in islice(good, 4 * MUTATIONS) if event.topic == "raw" and event.value]
         trial.burst([mutated(draw.choice(victims), draw) for _ in range(MUTATIONS * rounds)])
@@ -43,26 +98,64 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
         judge_letters(trial)
 
 
-def broken(trial: Trial, breaker: Breaker, feed: Iterator[Message], draw: random.Random) -> Iterator[Message]:
+def bursts(
+    trial: Trial, good: Iterator[Message], bad: Iterator[Message], draw: random.Random, rounds: int
+) -> dict[float, float]:
+    """Messages a second at each share of bad ones, all rounds together."""
+    took: dict[float, float] = defaultdict(float)
+    for _ in range(rounds):
+        for share in SHARES:
+            trial.result.tell(f"{share:.0%} bad")
+            took[share] += trial.burst([next(bad) if draw.random() < share else next(good) for _ in range(BURST)])
+            trial.result.trials += 1
+    return {share: BURST * rounds / seconds for share, seconds in took.items()}
+
+
+def large(trial: Trial, good: Iterator[Message], rows: Iterator[Row], breaker: Breaker, draw: random.Random) -> None:
+    """Those of 10 MB, events that become too large for the next topic by their trace context, and one that is good."""
+    around = list(islice(good, AROUND))
+    for kind, (make, _) in VERY_LARGE.items():
+        around.insert(
+            draw.randrange(AROUND), Message("raw", f"large {kind}".encode(), make(breaker, next(rows)), 0, kind)
+        )
+    first, second = around[: AROUND // 2], around[AROUND // 2 :]
+    trial.world.send(first)
+    noise = base64.b64encode(random.Random(NAME).randbytes(TRACE))
+    for number in range(2):
+        row = {**next(rows), "flight_id": f"2013-04-01.ZZ.{number + 1}.JFK"}
+        refused = Message("raw", b"refused", breaker.avro(row), 0, REFUSED)
+        trial.world.send([refused], [("traceparent", noise)])
+    lines = orjson.dumps({**next(rows), "flight_id": "2013-04-01.ZZ.9.JFK"}, option=orjson.OPT_INDENT_2)
+    trial.world.send([Message("raw", b"lines", lines, 0, INDENTED)])
+    trial.burst(second)
+    trial.result.trials += 1
+
+
+def takes(trial: Trial, suffix: str, most: int) -> None:
+    """A topic's largest message is made ``most`` bytes."""
+    admin = AdminClient({"bootstrap.servers": trial.world.bootstrap})
+    entry = ConfigEntry("max.message.bytes", str(most), incremental_operation=AlterConfigOpType.SET)
+    topic = ConfigResource(ResourceType.TOPIC, trial.world.topic(suffix), incremental_configs=[entry])
+    admin.incremental_alter_configs([topic])[topic].result(30)
+
+
+def broken(breaker: Breaker, rows: Iterator[Row], draw: random.Random) -> Iterator[Message]:
     """Every kind in turn, each of another event."""
-    rows = (plain(trial, event) for event in feed if event.topic == "raw" and (event.value or b"")[:1] == b"\0")
     number = 0
     while True:
-        for kind in draw.sample(sorted(KINDS), len(KINDS)):
-            if kind in RARE and number:
-                continue  # once, as in the replay: it is a megabyte
+        for kind in draw.sample(sorted(COMMON), len(COMMON)):
             number += 1
-            yield Message("raw", f"broken-{number}".encode(), breaker.value(kind, next(rows)), 0, kind)
+            yield Message("raw", f"broken-{number}".encode(), COMMON[kind][0](breaker, next(rows)), 0, kind)
 
 
-def plain(trial: Trial, event: Message) -> dict[str, object]:
+def is_avro(event: Message) -> bool:
+    return event.topic == "raw" and (event.value or b"")[:1] == b"\0"
+
+
+def plain(trial: Trial, event: Message) -> Row:
     """An event as the breaker takes it: times are ms since epoch."""
     row = trial.world.schemas.decode(event.value)
     return {k: round(v.timestamp() * 1000) if hasattr(v, "timestamp") else v for k, v in row.items()}
-
-
-def mixed(good: Iterator[Message], bad: Iterator[Message], share: float, draw: random.Random) -> list[Message]:
-    return [next(bad) if draw.random() < share else next(good) for _ in range(BURST)]
 
 
 def mutated(event: Message, draw: random.Random) -> Message:
@@ -77,43 +170,41 @@ def mutated(event: Message, draw: random.Random) -> Message:
                 del value[at]
             case _:
                 value.insert(at, draw.randrange(256))
-    return Message("raw", event.key, bytes(value), event.time, MUTATED)
+    return replace(event, value=bytes(value), broken=MUTATED)
 
 
 def judge_letters(trial: Trial) -> None:
-    """What was broken on purpose is dead for its reason. A mutation may still be a good event, but one that fastavro
-    cannot read is dead too."""
+    """What was broken on purpose is dead for its reason. A mutation may still be a good event: an oracle says which,
+    and of the others for what they may be dead."""
     world, result = trial.world, trial.result
     letters: Counter[str] = Counter()
-    dead: Counter[bytes | None] = Counter()
+    dead: defaultdict[bytes | None, list[str]] = defaultdict(list)
     for message in world.records("dead"):
         headers = {name: (value or b"").decode(errors="replace") for name, value in message.headers() or []}
         kind, reason = headers.get(HEADER, "good"), headers["penstock.reason"]
         letters[kind] += 1
-        dead[message.value()] += kind == MUTATED
-        if kind in REASONS and reason == REASONS[kind][0]:
+        if kind == MUTATED:
+            dead[message.value()].append(reason)
+        elif reason == EXPECTED.get(kind):
             result.dead_as_expected += 1
-        elif kind != MUTATED:
-            trial.problem(f"a dead letter of a {kind} event has the reason {reason!r}")
+        else:
+            trial.problem(f"a dead letter of a {kind!r} event has the reason {reason!r}")
     sent = Counter(event.broken for event in world.events if event.broken)
     for kind, n in sent.items():
-        if kind != MUTATED and letters[kind] != n:
+        if kind != MUTATED and letters[kind] != (n if kind in EXPECTED else 0):
             trial.problem(f"{letters[kind]} dead letters of {n} events that were broken as {kind!r}")
-    unreadable = Counter(
-        event.value for event in world.events if event.broken == MUTATED and not readable(trial, event.value)
-    )
-    if missing := unreadable - dead:
-        trial.problem(f"{missing.total()} mutations that fastavro cannot read are no dead letters: {list(missing)[:3]}")
-    result.dead_as_expected += unreadable.total() - missing.total()
+    if unsent := EXPECTED.keys() - sent.keys():
+        trial.problem(f"no event was broken as {', '.join(sorted(unsent))}")
+    event, known = world.plan.event, set(range(1, 1 + len(world.lock.read_text().splitlines())))
+    oracle = Oracle(schema("event"), event.id, known, "timestamp", round(time.time() * 1000) + event.future_ms)
+    for value in (event.value for event in world.events if event.broken == MUTATED):
+        allowed, must = oracle.faults(value)
+        got = dead[value].pop() if dead[value] else None
+        if got is None and must:
+            trial.problem(f"no dead letter of {value!r}, which is dead for {sorted(allowed)}")
+        elif got is not None and got not in allowed:
+            trial.problem(f"dead for {got!r}, where {sorted(allowed) or 'nothing'} is wrong with it: {value!r}")
+        else:
+            result.dead_as_expected += got is not None
     result.notes["mutations that were still good events"] = sent[MUTATED] - letters[MUTATED]
     trial.expected_dead = letters.total()
-
-
-def readable(trial: Trial, value: bytes | None) -> bool:
-    if (value or b"")[:1] == b"{":
-        return True  # JSON is not fastavro's to judge
-    try:
-        trial.world.schemas.decode(value)
-    except (ValueError, OverflowError, MemoryError):
-        return False
-    return True
