@@ -2,8 +2,8 @@
 
 ``python -m tests.dying STAGE PLAN`` is ``penstock run`` with such rows; ``python -m tests.dying small FOLDER TOPICS``
 is the small loop on Kafka. ``DYING`` says of what, as JSON: ``decoding`` and ``processing`` list texts (of the small
-loop event times, else event ids), ``how`` is ``segfault``, ``kill``, ``exit`` or ``memory``. Workers of a supervisor, which
-have one environment, may be given slot and DYING behind the plan.
+loop event times, else event ids), ``how`` is ``segfault``, ``kill``, ``exit`` or ``memory``. Workers of a supervisor,
+which have one environment, may be given slot and DYING behind the plan.
 """
 
 import json

@@ -148,6 +148,7 @@ class Lab:
         self._trials = 0
 
     def __enter__(self) -> Self:
+        shutil.rmtree(self.broker.data_dir, ignore_errors=True)  # of a run that was killed: its topics have our names
         self.broker.start()
         return self
 

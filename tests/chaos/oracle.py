@@ -1,5 +1,5 @@
-"""What is wrong with a value on a raw topic, found one value at a time with fastavro, Python's own json and the words of
-the schema: an oracle for what ingest says of bytes that were changed at random. Not a line of Penstock's codec.
+"""What is wrong with a value on a raw topic, found one value at a time with fastavro, Python's own json and the words
+of the schema: an oracle for what ingest says of bytes that were changed at random. Not a line of Penstock's codec.
 """
 
 import json
@@ -118,13 +118,13 @@ class _Field:
         if value is None:
             return []
         found = []
-        if isinstance(value, float) and not math.isfinite(value):
-            found.append("not a finite number")
-        if not self._words.get("minimum", -math.inf) <= value if isinstance(value, int | float) else False:
-            found.append("out of range")
-        elif isinstance(value, int | float) and value > self._words.get("maximum", math.inf):
-            found.append("out of range")
-        if "pattern" in self._words and re.fullmatch(self._words["pattern"], value) is None:
+        if isinstance(value, int | float):
+            least, most = self._words.get("minimum", -math.inf), self._words.get("maximum", math.inf)
+            if not math.isfinite(value):
+                found.append("not a finite number")
+            if value < least or value > most:
+                found.append("out of range")
+        elif "pattern" in self._words and re.fullmatch(self._words["pattern"], value) is None:
             found.append("pattern mismatch")
         return found
 

@@ -72,15 +72,18 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while piece := await reader.read(CHUNK):
-            if self.delay_s:
-                await asyncio.sleep(self.delay_s)
-            if self.bytes_per_s:
-                await asyncio.sleep(len(piece) / self.bytes_per_s)
-            while not self.open:
-                await asyncio.sleep(0.02)
-            writer.write(piece)
-            await writer.drain()
+            await self._forward(piece, writer)
         raise ConnectionResetError  # one side has closed, so the other is closed too
+
+    async def _forward(self, piece: bytes, writer: asyncio.StreamWriter) -> None:
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        if self.bytes_per_s:
+            await asyncio.sleep(len(piece) / self.bytes_per_s)
+        while not self.open:
+            await asyncio.sleep(0.02)
+        writer.write(piece)
+        await writer.drain()
 
     async def _reset(self) -> int:
         sides = list(self._connections)

@@ -1,5 +1,5 @@
-"""The oracle of the poison scenario and ingest find the same good and the same bad among events whose bytes were changed
-at random; neither knows the other.
+"""The oracle of the poison scenario and ingest find the same good and the same bad among events whose bytes were
+changed at random; neither knows the other.
 """
 
 import random

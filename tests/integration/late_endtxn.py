@@ -33,16 +33,22 @@ ENDINGS: tuple[Ending, ...] = ("commit", "abort")
 
 
 class HoldingProxy(Proxy):
-    """Keeps the next EndTxn back once ``hold`` is set, until ``release``."""
+    """Keeps the next EndTxn back once ``hold`` is set, until ``release``. ``whose``: only one with this text in its
+    request, which names client and transactional id."""
 
     def __init__(self) -> None:
         super().__init__()
         self.hold: Way | None = None
+        self.whose = ""
         self._held: tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     def __exit__(self, *told: object) -> None:
         super().__exit__(*told)
         self._listener.close()
+
+    @property
+    def held(self) -> bool:
+        return self._held is not None
 
     def release(self) -> int:
         """Delivers it on the connection on which it came; returns the error code that the broker answered."""
@@ -73,7 +79,7 @@ class HoldingProxy(Proxy):
             while True:
                 head = await reader.readexactly(4)
                 request = head + await reader.readexactly(struct.unpack(">i", head)[0])
-                if self.hold is not None and struct.unpack_from(">h", request, 4) == (END_TXN,):
+                if self.hold is not None and self._is_meant(request):
                     way, self.hold, kept = self.hold, None, True
                     back.cancel()
                     self._held = request, from_broker, to_broker
@@ -82,8 +88,7 @@ class HoldingProxy(Proxy):
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NONE)
                         return
                 if not kept:
-                    to_broker.write(request)
-                    await to_broker.drain()
+                    await self._forward(request, to_broker)
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -93,11 +98,13 @@ class HoldingProxy(Proxy):
             if not kept:
                 to_broker.transport.abort()
 
+    def _is_meant(self, request: bytes) -> bool:
+        return struct.unpack_from(">h", request, 4) == (END_TXN,) and self.whose.encode() in request
+
     async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while piece := await reader.read(CHUNK):
-                writer.write(piece)
-                await writer.drain()
+                await self._forward(piece, writer)
         finally:
             writer.transport.abort()
 

@@ -1,5 +1,5 @@
-"""Events of which a worker dies (a segfault, a process that eats memory until it is killed): in the live range, inside a
-replay, and after their partition moved to another worker; and kills from outside while there is nothing to do.
+"""Events of which a worker dies (a segfault, a process that eats memory until it is killed): in the live range, inside
+a replay, and after their partition moved to another worker; and kills from outside while there is nothing to do.
 """
 
 import json
@@ -7,7 +7,6 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -28,8 +27,9 @@ LIVE = {
 }
 """Which stages die of an event of theirs, where, and how."""
 REPLAYS, MOVES = "features.airport", "features.aircraft"
-IDLE_KILLS = 3
-"""One more than makes a stage take its rows one by one where there are any."""
+IDLE_KILLS = 2
+"""As many as make a stage take its rows one by one where it had any; the supervisor bears no more after those that a
+row takes."""
 RATE = 100
 ENDED = re.compile(r"(.+) ended with exit code (\d+);")
 

@@ -1,5 +1,5 @@
 """Bad messages among good ones: none, one in a hundred and one in two, of every kind that the replay knows and of more;
-the very large ones, and rows that a broker refuses; and good ones of which bytes were changed, lost or put in at random.
+very large ones, and rows that a broker refuses; and good ones of which bytes were changed, lost or put in at random.
 """
 
 import base64
@@ -55,7 +55,7 @@ MORE: Mapping[str, tuple[Callable[[Breaker, Row], bytes], str]] = {
     "objects that never end": (lambda b, row: b'{"a":' * NESTING, "malformed json"),
     "a bomb within": (lambda b, row: _within(row, b"[" * NESTING + b"]" * NESTING), "malformed json"),
     "NaN in json": (lambda b, row: _within(row, b"NaN"), "malformed json"),
-    "a number beyond all": (lambda b, row: _json(row).replace(b'"distance":', b'"distance":1e999,"d":'), "malformed json"),
+    "a number beyond all": (lambda b, row: _within(row, b"1e999"), "malformed json"),
     "json of the far future": (lambda b, row: _json(row, timestamp=FAR_FUTURE), "event time in the future"),
     "a newline in json": (lambda b, row: _json(row, dest="J\nF"), "pattern mismatch"),
     "a newline at an end": (lambda b, row: b.avro(row, dest="JFK\n"), "pattern mismatch"),
