@@ -135,6 +135,11 @@ class Intake:
             if not lane.replaying:
                 lane.watermark = max(lane.watermark, lane.committed)
 
+    def past_replay(self, partitions: Iterable[Partition]) -> dict[Partition, Position]:
+        """Where those of ``partitions`` became live that have nothing left to replay."""
+        lanes = ((partition, self._lanes.get(partition)) for partition in partitions)
+        return {p: Position(lane.live_from) for p, lane in lanes if lane is not None and not lane.replaying}
+
     def split(self, records: Records) -> list["Piece"]:
         """Parts a poll at each partition's ``live_from``."""
         present = np.flatnonzero(np.bincount(records.partition)).tolist()

@@ -132,6 +132,8 @@ class Loop:
         if not self._pending:  # what waits to be decoded lies before the end
             for partition, end in self._ends.items():
                 self.intake.ended(partition, end)
+            # a log that ends in a marker has no row whose work would say that the replay is over
+            self.recovery.journal.replayed(self.intake.past_replay(self._ends))
             self._ends.clear()
         singles = STEP_ROWS if self.recovery.journal.stepping else 0
         for work in self.intake.take(now, self.breaker.most_rows(now), singles=singles):

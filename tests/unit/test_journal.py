@@ -259,6 +259,35 @@ def test_kills_while_idle_lead_to_nothing(world: World) -> None:
     assert world.out() == [*range(40)]
 
 
+def test_kills_while_idle_lead_to_nothing_where_the_log_ends_in_a_marker(world: World) -> None:
+    world.reach_ms = 10_000
+    world.append(*range(10))
+    world.broker.logs[SOURCE][0].append(None)
+    for _ in range(6):
+        loop, _ = world.worker()
+        assert world.work(loop)
+        assert loop.recovery.journal.says() is None
+        world.kill(loop)
+    world.append(*range(10, 40))
+    loop, stage = world.worker()
+    assert world.work(loop)
+    assert stage.sizes_seen == [10, 30]
+    assert world.out() == [*range(40)]
+
+
+def test_single_steps_of_a_replay_end_where_the_log_ends_in_a_marker(world: World) -> None:
+    world.reach_ms = 10_000
+    world.append(*range(40))
+    world.broker.logs[SOURCE][0].append(None)
+    loop, _ = world.worker()
+    assert world.work(loop)
+    world.kill(loop)
+    world.of = {KILLER}
+    loop, stage = world.until_done()
+    assert stage.replayed == [*range(KILLER), *range(KILLER + 1, 40)]
+    assert loop.recovery.journal.says() is None
+
+
 def test_kills_with_a_commit_between_them_lead_to_nothing(world: World) -> None:
     world.max_rows = 10
     world.append(*range(100))
