@@ -232,3 +232,51 @@ def test_a_number_that_is_none_is_found_wherever_it_is_nested(declared: Any, val
     assert sorted(first_failures(rows, declared_checks(schema))) == bad
     allowed = {**schema, "fields": [{"name": "v", "type": declared, "allowNaN": True}]}
     assert declared_checks(allowed) == []
+
+
+YEAR_10000 = {"ms": 253_402_300_800_000, "us": 253_402_300_800_000_000}
+YEAR_0 = {"ms": -62_135_596_800_001, "us": -62_135_596_800_000_001}
+
+
+@pytest.mark.parametrize(
+    ("declared", "values", "bad"),
+    [
+        (
+            {"type": "long", "logicalType": "timestamp-millis"},
+            [0, YEAR_10000["ms"] - 1, YEAR_10000["ms"], YEAR_0["ms"] + 1, YEAR_0["ms"]],
+            [2, 4],
+        ),
+        (
+            ["null", {"type": "long", "logicalType": "local-timestamp-micros"}],
+            [None, YEAR_10000["us"] - 1, YEAR_10000["us"], YEAR_0["us"] + 1, YEAR_0["us"]],
+            [2, 4],
+        ),
+        ({"type": "long", "logicalType": "timestamp-nanos"}, [-(2**63), 2**63 - 1], []),
+        ({"type": "int", "logicalType": "date"}, [2_932_896, 2_932_897, -719_162, -719_163], [1, 3]),
+        (
+            {"type": "array", "items": {"type": "long", "logicalType": "timestamp-millis"}},
+            [[], [0], [0, 2**62]],
+            [2],
+        ),
+        ("long", [2**62], []),
+    ],
+)
+def test_a_date_that_no_calendar_has_is_found_and_shown_as_its_number(
+    declared: Any, values: list[Any], bad: list[int]
+) -> None:
+    schema = {"type": "record", "name": "E", "fields": [{"name": "v", "type": declared}]}
+    kind = arrow_schema(schema).field("v").type
+    nested = pa.types.is_list(kind)
+    plain = pa.list_(pa.int64()) if nested else pa.int32() if pa.types.is_date32(kind) else pa.int64()
+    column = pa.array(values, plain)
+    found = first_failures(pa.RecordBatch.from_arrays([column.cast(kind)], ["v"]), declared_checks(schema))
+    assert sorted(found) == bad
+    for row, reason in found.items():
+        assert reason.kind == "out of range"
+        assert ("2 values" if nested else str(values[row])) in reason.message
+        assert "the years 1 to 9999" in reason.message
+
+
+def test_what_is_wrong_with_an_event_time_is_said_of_it_first() -> None:
+    result = build(ingest(), "ingest").process(events([{"at": 2**62, "amount": -1.0}]))
+    assert result.rejects[0].kind == "event time in the future"

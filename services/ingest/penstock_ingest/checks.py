@@ -1,9 +1,12 @@
 """The checks a schema declares on its fields, compiled once and run on whole columns: ``minimum``, ``maximum`` and
-``pattern`` as JSON schema names them, and no NaN or infinity unless the field says ``allowNaN``.
+``pattern`` as JSON schema names them, no NaN or infinity unless the field says ``allowNaN``, and no date outside of the
+years 1 to 9999, which many who read on, Python first, cannot hold.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,11 @@ from penstock.plan import AvroSchema, PlanError
 from penstock.records import Bools, Reason
 
 _NUMERIC = {"int", "long", "float", "double"}
+_FLOATS = {"float", "double"}
+_DATES = ("date", "timestamp", "local-timestamp")
+_EPOCH = date(1970, 1, 1)
+_FIRST_DAY, _LAST_DAY = (date.min - _EPOCH).days, (date.max - _EPOCH).days
+_PER_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +33,15 @@ class FieldCheck:
     rule: str
     failed: Callable[[pa.Array], Bools]
 
-    def reason(self, value: Any) -> Reason:
-        if isinstance(value, int | float):
-            shown = repr(value)
+    def reason(self, value: pa.Scalar) -> Reason:
+        if pa.types.is_nested(value.type):
+            shown = f"{len(value)} values"
+        elif pa.types.is_temporal(value.type):
+            shown = f"{value.value} since 1970"  # it may be no date to Python
         else:
-            shown = f"a text of {len(value)} characters" if isinstance(value, str) else f"{len(value)} values"
+            shown = (
+                f"a text of {len(value.as_py())} characters" if pa.types.is_string(value.type) else repr(value.as_py())
+            )
         return Reason(self.kind, f"field {self.field!r} is {shown}; its schema asks for {self.rule}")
 
 
@@ -38,9 +50,13 @@ def declared_checks(schema: AvroSchema) -> list[FieldCheck]:
     checks = []
     for field in schema["fields"]:
         name, base = field["name"], _base_type(field["type"])
-        if _holds_floats(field["type"]) and not field.get("allowNaN", False):
-            rule = "a finite number" if base in ("float", "double") else "finite numbers"
-            checks.append(FieldCheck(name, "not a finite number", rule, _not_finite))
+        if _holds(field["type"], _is_float) and not field.get("allowNaN", False):
+            rule = "a finite number" if base in _FLOATS else "finite numbers"
+            checks.append(FieldCheck(name, "not a finite number", rule, partial(_anywhere, _not_finite)))
+        if _holds(field["type"], _is_date):
+            checks.append(
+                FieldCheck(name, "out of range", "dates of the years 1 to 9999", partial(_anywhere, _no_date))
+            )
         for bound, word in (("minimum", "at least"), ("maximum", "at most")):
             if bound in field:
                 if base not in _NUMERIC:
@@ -62,7 +78,7 @@ def first_failures(rows: pa.RecordBatch, checks: list[FieldCheck]) -> dict[int, 
     for check in checks:
         column = rows.column(check.field)
         for row in np.flatnonzero(check.failed(column)).tolist():
-            found.setdefault(row, check.reason(column[row].as_py()))
+            found.setdefault(row, check.reason(column[row]))
     return found
 
 
@@ -82,32 +98,61 @@ def _bools(mask: pa.Array) -> Bools:
     return found
 
 
-def _holds_floats(declared: Any) -> bool:
-    """Whether numbers with a fraction are anywhere in the field."""
+def _holds(declared: Any, wanted: Callable[[Any], bool]) -> bool:
+    """Whether a type that is ``wanted`` is anywhere in the field."""
+    if wanted(declared):
+        return True
     if isinstance(declared, list):
-        return any(_holds_floats(branch) for branch in declared)
+        return any(_holds(branch, wanted) for branch in declared)
     if isinstance(declared, dict):
         inner = [declared[part] for part in ("type", "items", "values") if part in declared]
         inner += [field["type"] for field in declared.get("fields", ())]
-        return any(map(_holds_floats, inner))
-    return declared in ("float", "double")
+        return any(_holds(part, wanted) for part in inner)
+    return False
 
 
-def _not_finite(column: pa.Array) -> Bools:
+def _is_float(declared: Any) -> bool:
+    return isinstance(declared, str) and declared in _FLOATS
+
+
+def _is_date(declared: Any) -> bool:
+    return isinstance(declared, dict) and str(declared.get("logicalType", "")).startswith(_DATES)
+
+
+def _anywhere(wrong: Callable[[pa.Array], Bools], column: pa.Array) -> Bools:
+    """Rows with a value that is ``wrong`` wherever it is nested."""
     kind = column.type
-    if pa.types.is_floating(kind):
-        return _bools(pc.invert(pc.is_finite(column)))
     found = np.zeros(len(column), np.bool_)
     if pa.types.is_struct(kind):
-        parts = (_not_finite(column.field(i)) for i in range(kind.num_fields))
+        parts = (_anywhere(wrong, column.field(i)) for i in range(kind.num_fields))
         for part in parts:
             found |= part
         return found & _bools(column.is_valid())
     if pa.types.is_map(kind):
         column = column.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
     if pa.types.is_list(column.type):
-        found[pc.list_parent_indices(column).to_numpy()[_not_finite(pc.list_flatten(column))]] = True
-    return found
+        found[pc.list_parent_indices(column).to_numpy()[_anywhere(wrong, pc.list_flatten(column))]] = True
+        return found
+    return wrong(column)
+
+
+def _not_finite(column: pa.Array) -> Bools:
+    if pa.types.is_floating(column.type):
+        return _bools(pc.invert(pc.is_finite(column)))
+    return np.zeros(len(column), np.bool_)
+
+
+def _no_date(column: pa.Array) -> Bools:
+    kind = column.type
+    if pa.types.is_date32(kind):
+        per_day, numbers = 1, column.view(pa.int32())
+    elif pa.types.is_timestamp(kind):
+        per_day, numbers = _PER_DAY[kind.unit], column.view(pa.int64())
+    else:
+        return np.zeros(len(column), np.bool_)
+    # all nanoseconds that there are lie within
+    first, last = max(_FIRST_DAY * per_day, -(2**63)), min((_LAST_DAY + 1) * per_day - 1, 2**63 - 1)
+    return _bools(pc.or_(pc.less(numbers, first), pc.greater(numbers, last)))
 
 
 def _below(limit: float) -> Callable[[pa.Array], Bools]:

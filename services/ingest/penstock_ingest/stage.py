@@ -31,7 +31,7 @@ class IngestStage(Stage):
     def process(self, batch: Batch) -> Result:
         is_event = batch.topic == self._raw
         mistimed = self._mistimed(batch)
-        rejects = mistimed | first_failures(batch.rows, self._event_checks if is_event else self._label_checks)
+        rejects = first_failures(batch.rows, self._event_checks if is_event else self._label_checks) | mistimed
         # a probe has an impossible event time, so that the keys of other rows need not be looked at
         probes = {row: PROBE for row in mistimed if _is_probe(batch, row)}
         if rejects:
