@@ -15,7 +15,7 @@ BLANKS = b" \t\r\n"
 MALFORMED, TRAILING, UTF8 = "truncated or malformed avro", "trailing bytes", "invalid utf-8"
 JSON, MISSING, TYPE = "malformed json", "missing field", "wrong type"
 RESOLVED = frozenset({"unresolvable schema", "unsupported schema"})
-YEAR_1_MS = -62_135_596_800_000
+YEAR_1_MS, YEAR_10000_MS = -62_135_596_800_000, 253_402_300_800_000
 RANGE = {"int": 31, "long": 63}
 TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "int": (int,), "long": (int,), "double": (int, float)}
 Row = Mapping[str, Any]
@@ -97,6 +97,7 @@ class _Field:
         self._nullable = "null" in branches
         self._symbols = kind.get("symbols") if isinstance(kind, dict) else None
         self._kind: str = kind["type"] if isinstance(kind, dict) else kind
+        self._is_time = isinstance(kind, dict) and kind.get("logicalType") == "timestamp-millis"
         self.default = said.get("default")
 
     def misfit(self, row: Row) -> str | None:
@@ -122,7 +123,7 @@ class _Field:
             least, most = self._words.get("minimum", -math.inf), self._words.get("maximum", math.inf)
             if not math.isfinite(value):
                 found.append("not a finite number")
-            if value < least or value > most:
+            if value < least or value > most or (self._is_time and not YEAR_1_MS <= value < YEAR_10000_MS):
                 found.append("out of range")
         elif "pattern" in self._words and re.fullmatch(self._words["pattern"], value) is None:
             found.append("pattern mismatch")
