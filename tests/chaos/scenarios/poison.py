@@ -93,7 +93,9 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
         large(trial, good, rows, breaker, draw)
         result.tell("mutations")
         victims = [event for event in islice(good, 4 * MUTATIONS) if event.topic == "raw" and event.value]
-        trial.burst([mutated(draw.choice(victims), draw) for _ in range(MUTATIONS * rounds)])
+        # among as many good ones, for where nearly all is bad the worker stops and says so
+        pairs = ((mutated(draw.choice(victims), draw), next(good)) for _ in range(MUTATIONS * rounds))
+        trial.burst([event for pair in pairs for event in pair])
         result.trials += 1
         judge_letters(trial)
 
