@@ -180,6 +180,7 @@ def judge_letters(trial: Trial) -> None:
     and of the others for what they may be dead."""
     world, result = trial.world, trial.result
     letters: Counter[str] = Counter()
+    wrong: Counter[tuple[str, str]] = Counter()
     dead: defaultdict[bytes | None, list[str]] = defaultdict(list)
     for message in world.records("dead"):
         headers = {name: (value or b"").decode(errors="replace") for name, value in message.headers() or []}
@@ -190,7 +191,9 @@ def judge_letters(trial: Trial) -> None:
         elif reason == EXPECTED.get(kind):
             result.dead_as_expected += 1
         else:
-            trial.problem(f"a dead letter of a {kind!r} event has the reason {reason!r}")
+            wrong[kind, reason] += 1
+    for (kind, reason), n in wrong.items():
+        trial.problem(f"{n} dead letters of events that were broken as {kind!r} have the reason {reason!r}")
     sent = Counter(event.broken for event in world.events if event.broken)
     for kind, n in sent.items():
         if kind != MUTATED and letters[kind] != (n if kind in EXPECTED else 0):
