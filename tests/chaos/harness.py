@@ -192,8 +192,8 @@ class Lab:
 
 class Trial:
     """One pipeline while it is harmed; made by ``Lab.trial``. ``feed``: of the stream, for whoever goes on with it once
-    that is stopped; ``extra``: the workers of ``start_extra``; ``counts``: of the verifier, once it was judged; ``log``:
-    what both verifiers read."""
+    that is stopped; ``extra``: the workers of ``start_extra``; ``counts``: of the verifier, once it was judged;
+    ``log``: what both verifiers read."""
 
     def __init__(
         self,
