@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from penstock.checks import run_checks
+from penstock.checks import _check_model, run_checks
 from penstock.checks.functions import check_functions
 from penstock.checks.patterns import matching
 from penstock.checks.result import CheckResult
@@ -24,11 +24,15 @@ from penstock.checks.stages import check_stages
 from penstock.cli.app import app
 from penstock.cli.new import make_pipeline
 from penstock.compiling import compile_pipeline
+from penstock.models.manifest import Manifest
+from penstock.models.registry import ModelRegistry
 from penstock.pipeline import Pipeline
 from penstock.plan import Plan, PlanError, WhenPlan
 from penstock.records import Batch, Output, Partition, Reason, Result, State
 from penstock.stage import Stage, StageKind
 from penstock.worker import find_kind
+from tests.onnx_models import linear
+from tests.onnx_models import plan as shop
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,6 +170,31 @@ def test_a_service_that_is_not_installed_is_a_failure(plan: Plan, events: pa.Rec
     assert list(check_stages(plan, events, missing)) == [
         CheckResult("stage runs", "ingest", False, "no installed service runs 'ingest'. Install penstock-ingest")
     ]
+
+
+def test_a_model_that_does_not_read_what_the_feature_service_gives_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_MODELS_URL", str(tmp_path))
+    files = {"model.onnx": linear().SerializeToString()}
+
+    def checked(now: Plan) -> list[tuple[bool, str]]:
+        return [(result.passed, result.message) for result in _check_model(now)]
+
+    ((passed, told),) = checked(shop())
+    assert (passed, "no version is registered" in told) == (True, True)
+    ModelRegistry(str(tmp_path)).register(Manifest.of(shop(), "1.0.0", files), files)
+    assert checked(shop()) == [(True, "version 1.0.0")]
+    assert checked(shop(service_hash="0ther")) == [
+        (False, "version 1.0.0 was trained on 'basket' with hash feedc0de, and it is 0ther now. Train it anew")
+    ]
+    assert checked(shop(columns={"amount": "double", "online": "boolean"}, service_hash="0ther")) == [
+        (False, "version 1.0.0 reads 'count', which 'basket' lacks. Train it anew")
+    ]
+    (tmp_path / "shop_model/1.0.0/manifest.json").write_text("{}")
+    ((passed, told),) = checked(shop())
+    assert not passed
+    assert "manifest" in told
 
 
 FUNCTIONS = {
