@@ -15,6 +15,39 @@ from penstock.transport.protocol import Position
 PLACE = Partition("in", 0)
 
 
+class Unheard(MemoryTransport):
+    """Knows no partition's end until it is told that it was ``heard`` of."""
+
+    heard = False
+
+    def high(self, partition: Partition) -> int | None:
+        return super().high(partition) if self.heard else None
+
+
+def test_a_worker_is_not_ready_before_it_has_partitions_and_knows_their_ends() -> None:
+    broker = MemoryBroker()
+    broker.create("in", 1)
+    health, transport = Health(), Unheard(broker, "g")
+    observer, intake = Observer("test", health, {"in": 1}), Intake([], False, 1, 1)
+
+    observer.assignment([], {})
+    assert health.waiting_for == {
+        "lag": "the ends of the partitions are not known yet",
+        "partitions": "no partition is assigned to this worker",
+    }
+    intake.open(PLACE, Position(0), Position(0))
+    observer.assignment([PLACE], {PLACE: 0})
+    assert health.waiting_for == {"lag": "the ends of the partitions are not known yet"}
+    observer.every_second(intake, transport, {}, 100.0, {})
+    assert health.waiting_for == {"lag": "the end of in/0 is not known yet"}
+    assert not health.ready
+    transport.heard = True
+    observer.every_second(intake, transport, {}, 101.0, {})
+    assert (health.waiting_for, health.ready) == ({}, True)
+    observer.assignment([], {})
+    assert not health.ready
+
+
 def test_a_replay_says_how_much_and_how_long_is_left() -> None:
     broker = MemoryBroker()
     broker.create("in", 1)

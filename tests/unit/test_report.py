@@ -260,6 +260,9 @@ def test_the_view_shows_rates_lag_and_what_is_known_so_far() -> None:
     tail = Tail(plan, Settings())
     tail.latency.at.append(np.zeros(10))
     tail.latency.ms.append(np.full(10, 42.0))
+    predicted = [("a", 1, 0.2, 5.0), ("b", 2, 0.9, 1.0), ("c", 3, 0.6, 3.0), ("d", 4, 0.7, 2.0)]
+    tail.scores.add(outcomes(predicted, [("a", 0.0), ("b", 1.0), ("c", 1.0), ("d", 1.0), ("e", 0.0)]))
+    tail.scores.add(outcomes([("e", 5, 0.65, 4.0)], []))
     topics = {Partition(t.name, n): 0 for t in plan.topics for n in range(t.partitions)}
     stage = plan.stages[0]
     entry = Partition(stage.inputs[0].topic, 0)
@@ -274,10 +277,15 @@ def test_the_view_shows_rates_lag_and_what_is_known_so_far() -> None:
     shown = console.export_text()
     for part in ("2,000/s", "lag 3,000", "42 ms", "bad magic", "distance", "0.31", "42 of 100 messages", "2013-05-31"):
         assert part in shown
+    so_far = " ".join(shown.replace("│", " ").split())
+    # of 6 pairs the model ranks 5 right, the baseline 0; of 5 labels it has 4, and 3 are of the commoner kind
+    for part in ("AUC (baseline) 0.833 (0.000)", "accuracy (commoner) 0.800 (0.600)", "labels 5"):
+        assert part in so_far
     told: list[str] = []
     lines = Lines(told.append, every_s=60.0)
     lines.show(status)
     lines.show(status)
     assert len(told) == 1
     assert "3 dead letters" in told[0]
+    assert "AUC 0.833, baseline 0.000" in told[0]
     assert f"{stage.name} 3000" in told[0]
