@@ -7,7 +7,7 @@ row that it waits with (``Lane.reached``). So of workers that wait for one anoth
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from penstock.intake import Intake
 from penstock.records import NO_TIME, Partition
@@ -17,16 +17,17 @@ log = logging.getLogger(__name__)
 
 
 class Holdback:
-    """Of one loop. ``counts``: partitions of each topic; nothing is held where the intake does not merge."""
+    """Of one loop; nothing is held where the intake does not merge. Partitions that are added to a topic count as soon
+    as they are heard of."""
 
-    def __init__(self, transport: Transport, intake: Intake, counts: Mapping[str, int], lateness_ms: int) -> None:
-        self._transport, self._intake, self._counts = transport, intake, counts
+    def __init__(self, transport: Transport, intake: Intake, topics: Sequence[str], lateness_ms: int) -> None:
+        self._transport, self._intake, self._topics = transport, intake, topics
         self._slack_ms = lateness_ms // 2
 
     def forget(self) -> None:
         """Partitions moved: nothing goes on before the next look."""
         if self._intake.merges:
-            self._intake.hold_after.update(dict.fromkeys(self._counts, NO_TIME))
+            self._intake.hold_after.update(dict.fromkeys(self._topics, NO_TIME))
 
     def look(self, now: float) -> None:
         """Asks where the partitions are that have no row here to be merged, and says how far the others may go until
@@ -34,9 +35,9 @@ class Holdback:
         if not self._intake.merges:
             return
         reached, waiting = self._intake.reached(), self._intake.waiting()
-        for topic, count in self._counts.items():
-            every = {Partition(topic, n) for n in range(count)}
-            own = every & set(self._intake.lanes)
+        for topic in self._topics:
+            own = {partition for partition in self._intake.lanes if partition.topic == topic}
+            every = own | {Partition(topic, n) for n in range(self._transport.partitions(topic))}
             empty = {p: reached[p] for p in own & reached.keys() - waiting if not self._intake.silent(p, now)}
             try:
                 behind, furthest = self._behind(empty, every - own)

@@ -29,7 +29,7 @@ from penstock.recovery import IncompleteLogError, Recovery
 from penstock.schemas.registry import TransientLookupError
 from penstock.stage import Companion, Stage
 from penstock.standstill import Standstill
-from penstock.transport.protocol import Fenced, Position, TransactionAborted, Transport
+from penstock.transport.protocol import Fenced, Position, Repartitioned, TransactionAborted, Transport
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ LOOK_S = 0.01
 """How often a worker that is held back looks where the others are."""
 MOST_ABORTS = 20
 """Aborts in a row that name no row, after which a worker starts anew: the fault is not one that passes."""
-TOLD = (Fenced, FateError, UnencodableError, IncompleteLogError, OutgrownError, OSError)
+TOLD = (Fenced, Repartitioned, FateError, UnencodableError, IncompleteLogError, OutgrownError, OSError)
 """How a worker ends that knows why; whatever else ends it may be a row's doing."""
 
 
@@ -77,7 +77,7 @@ class Loop:
         self.standstill = Standstill(transport, intake, observer)
         self._told: dict[Partition, Position] = {}
         self._aborts = 0
-        self._holdback = Holdback(transport, intake, observer.partition_counts, pace.lateness_ms)
+        self._holdback = Holdback(transport, intake, topics, pace.lateness_ms)
         self._opened = self._committed = self._second = self._polled = self._looked = 0.0
         self._full = False
         self._stopping = False

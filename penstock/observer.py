@@ -22,10 +22,10 @@ SAMPLES = 8
 
 
 class Observer:
-    """One per loop. ``partition_counts`` of the input topics."""
+    """One per loop."""
 
-    def __init__(self, stage: str, health: Health, partition_counts: Mapping[str, int]) -> None:
-        self._stage, self._health, self.partition_counts = stage, health, partition_counts
+    def __init__(self, stage: str, health: Health) -> None:
+        self._stage, self._health = stage, health
         self._ingest_times: list[int] = []
         # append times of what was worked on: the newest, and the oldest since the last commit
         self._seen: dict[Partition, int] = {}

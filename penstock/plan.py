@@ -249,6 +249,14 @@ class Plan(Planned):
         """The consumer group of a stage's workers."""
         return f"{self.pipeline}.{stage}"
 
+    def keyed(self, stage: str) -> dict[str, int]:
+        """Topics of a stage, read or written, in which keys are looked for in their partitions, and how many these are.
+        Topics that users write are not among them: ingest gives their rows keys of its own."""
+        keyed = {source.topic for each in self.stages for source in each.inputs if source.format != "raw"}
+        mine = self.stage(stage)
+        used = {*(source.topic for source in mine.inputs), *mine.outputs}
+        return {topic: self.named(topic).partitions for topic in sorted(keyed & used)}
+
     def save(self, path: Path) -> None:
         """Raises ``PlanError`` where no file can be written."""
         try:

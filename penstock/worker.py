@@ -35,7 +35,7 @@ from penstock.snapshots.files import SnapshotFiles, Store
 from penstock.snapshots.taking import Snapshots
 from penstock.stage import Stage, StageKind
 from penstock.transport.kafka import KafkaTransport
-from penstock.transport.protocol import Fenced, Transport
+from penstock.transport.protocol import Fenced, Repartitioned, Transport
 from penstock.watchdog import watch
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def run(plan: Plan, name: str, settings: Settings) -> int:
             log.info("%s of %s, with Kafka at %s", name, plan.pipeline, settings.bootstrap_servers)
             main = find_main(name)
             return main(plan, name, settings) if main is not None else _run_stage(plan, name, settings)
-    except (PlanError, SlotTaken, IncompleteLogError, OSError) as error:
+    except (PlanError, SlotTaken, IncompleteLogError, Repartitioned, OSError) as error:
         log.error("%s", error)
         return 1
 
@@ -103,7 +103,9 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
     log.info("metrics and health on port %d", server.port, extra={"port": server.port})
     stage = kind.build(plan, name)
     try:
-        transport = KafkaTransport(settings, plan.group(name), name, max_message_bytes=largest_message(plan))
+        transport = KafkaTransport(
+            settings, plan.group(name), name, max_message_bytes=largest_message(plan), planned=plan.keyed(name)
+        )
         companion = kind.companion(plan, name, settings) if kind.companion is not None else None
         interval_ms = kind.commit_interval_ms or settings.commit_interval_ms
         loop = make_loop(plan, name, settings, stage, transport, health, interval_ms)
@@ -159,7 +161,8 @@ def make_loop(
         plan.topic("labels").name if plan.label is not None else None,
     )
     health.ask("broker", transport.trouble)
-    observer = Observer(name, health, {topic: transport.partitions(topic) for topic in topics})
+    health.ask("readers", transport.unread)
+    observer = Observer(name, health)
     pace = Pace(
         interval_ms / 1000,
         settings.max_batch_rows,

@@ -71,7 +71,7 @@ def small_loop(
         transport,
         Intake([TopicReader(source, decode, "time")], merges, buffer_rows, max_rows),
         Outbox(transport, "small", encoders, topics[DEAD], topics[DROPPED], source, [source], stage.absorbs),
-        Observer("small", Health(), {source: transport.partitions(source)}),
+        Observer("small", Health()),
         Pace(0.02, max_rows, 0.05, lateness_ms, 0, allow_incomplete_windows),
         [source],
         breaker=breaker,

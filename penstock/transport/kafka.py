@@ -19,10 +19,12 @@ from penstock.settings import Settings
 from penstock.telemetry import STALE_ROWS
 from penstock.transport import librdkafka
 from penstock.transport.clients import Consumer, Producer
+from penstock.transport.descriptions import Descriptions
 from penstock.transport.identity import identity
 from penstock.transport.librdkafka import KafkaFault, Place
 from penstock.transport.messages import Survey, messages
 from penstock.transport.protocol import Fenced, Placement, Polled, Position, Refusal, TransactionAborted, Unavailable
+from penstock.transport.readers import Readers
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ CONSUMER = {
     "queued.max.messages.kbytes": 32_768,
     "max.partition.fetch.bytes": 1_048_576,
     "fetch.max.bytes": 4_194_304,  # an answer is unpacked whole, and its messages take ten times as much
+    "topic.metadata.refresh.interval.ms": 10_000,  # what new partitions wait for
 }
 PRODUCER = {
     "linger.ms": 5,
@@ -48,6 +51,8 @@ PRODUCER = {
     "acks": "all",
 }
 PATIENCE_S = 10.0
+_UNLIKE = "^penstock[.]joins[.]anew$"
+"""A pattern that no topic's name is like: a subscription with it is another one, which makes the client join again."""
 START_S = 60.0
 ANSWER_S = 30.0
 """A broker under load is slow before it is away, and nothing is lost by waiting for it."""
@@ -100,11 +105,18 @@ def _asking(what: str) -> Iterator[None]:
 class KafkaTransport:
     """Consumes ``topics`` for ``group`` and produces in transactions named after the slot.
 
-    ``max_message_bytes``: the largest row that any of the output topics takes. Raises ``Fenced`` where the slot has a
-    newer holder.
+    ``max_message_bytes``: the largest row that any of the output topics takes; ``planned``: the number of partitions
+    that topics must have, read or written. Raises ``Fenced`` where the slot has a newer holder.
     """
 
-    def __init__(self, settings: Settings, group: str, stage: str, max_message_bytes: int = 1_100_000) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        group: str,
+        stage: str,
+        max_message_bytes: int = 1_100_000,
+        planned: Mapping[str, int] | None = None,
+    ) -> None:
         slot = f"{group}.{settings.slot}"
         client = {**settings.kafka(), "client.id": slot}
         self._client, self._stage, self._group = client, stage, group
@@ -147,6 +159,10 @@ class KafkaTransport:
         except BaseException:
             self._producer.close()
             raise
+        self._topics: list[str] = []
+        self._altered = False
+        self._asked = Descriptions(self._consumer.handle)
+        self._readers = Readers(self._asked, group, slot, planned or {})
 
     def _begin_as(self, slot: str) -> None:
         """Fences the slot's former holder. A wrong address or certificate looks like a broker that is late."""
@@ -191,8 +207,16 @@ class KafkaTransport:
         return self._producer.traffic.sent(api) > 1
 
     def subscribe(self, topics: Sequence[str], placement: Placement) -> None:
-        self._placement = placement
+        self._placement, self._topics = placement, list(topics)
+        self._readers.watch(topics, PATIENCE_S)
         self._consumer.subscribe(topics)
+
+    def _see_to_readers(self) -> None:
+        """Joins anew where partitions have no reader; the subscription is as it was when they have."""
+        join = self._readers.turn(time.monotonic())
+        if join or (self._altered and self._readers.why is None):
+            self._altered = join
+            self._consumer.subscribe([*self._topics, _UNLIKE] if join else self._topics)
 
     def _on_rebalance(self, assigned: bool, places: list[Place], lost: bool) -> None:
         # an exception must not be lost inside librdkafka's callback: keep it for poll
@@ -206,6 +230,7 @@ class KafkaTransport:
         starts = self._placement.assigned(self.committed([Partition(p.topic, p.partition) for p in places]))
         self._starts.update(starts)
         self._consumer.assign(Place(p.topic, p.number, at) for p, at in starts.items())
+        self._readers.soon()
 
     def _take_away(self, places: list[Place], lost: bool) -> None:
         partitions = [Partition(p.topic, p.partition) for p in places]
@@ -237,6 +262,7 @@ class KafkaTransport:
 
     def poll(self, max_rows: int, wait_s: float) -> Polled:
         self._revoked.clear()
+        self._see_to_readers()
         try:
             found = self._consumer.consume(max_rows, wait_s)
         except KafkaFault as fault:
@@ -427,6 +453,8 @@ class KafkaTransport:
         return self.bounds(partition)[1] if found < 0 else found
 
     def partitions(self, topic: str) -> int:
+        if (heard := self._readers.counts.get(topic)) is not None:
+            return heard
         with _asking(f"the partitions of {topic}"):
             return self._consumer.partitions(topic, ANSWER_S)
 
@@ -442,6 +470,9 @@ class KafkaTransport:
             return None
         return f"nothing was heard of Kafka at {self._client['bootstrap.servers']} for {silent:.0f} s"
 
+    def unread(self) -> str | None:
+        return self._readers.why
+
     def close(self) -> None:
         """Keeps the membership: a static member that comes back within the session has its partitions at once."""
         if self._closed:
@@ -453,6 +484,7 @@ class KafkaTransport:
         except KafkaFault as fault:  # the next holder's init_transactions aborts it, or has done so
             log.warning("the open transaction is left to the broker: %s", fault)
         try:
+            self._asked.close()
             self._consumer.close()
         finally:
             self._producer.close()

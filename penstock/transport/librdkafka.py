@@ -20,6 +20,8 @@ RECORD_LIST_TOO_LARGE, INVALID_TIMESTAMP, INVALID_MSG, INVALID_PRODUCER_EPOCH = 
 FENCED_INSTANCE_ID, INVALID_RECORD = 82, 87
 END_TXN, TXN_OFFSET_COMMIT = 26, 28
 """API keys."""
+DESCRIBED_GROUPS, DESCRIBED_TOPICS, STABLE = 0x4000, 0x100000, 3
+"""Kinds of events, and a group's state."""
 
 
 class TopicPartition(ctypes.Structure):
@@ -122,7 +124,7 @@ ON_LOG = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_char_p, c_char_p)
 _library = ctypes.CDLL(cimpl.__file__)
 
 
-_P, _I, _S, _L = c_void_p, c_int, c_size_t, POINTER(TopicPartitions)
+_P, _I, _S, _L, _N = c_void_p, c_int, c_size_t, POINTER(TopicPartitions), POINTER(c_void_p)
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "conf_new": (_P,),
     "conf_destroy": (None, _P),
@@ -191,6 +193,28 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "send_offsets_to_transaction": (_P, _P, _L, _P, _I),
     "commit_transaction": (_P, _P, _I),
     "abort_transaction": (_P, _P, _I),
+    "queue_poll": (_P, _P, _I),
+    "event_type": (_I, _P),
+    "event_error": (_I, _P),
+    "event_destroy": (None, _P),
+    "TopicCollection_of_topic_names": (_P, POINTER(c_char_p), _S),
+    "TopicCollection_destroy": (None, _P),
+    "DescribeTopics": (None, _P, _P, _P, _P),
+    "event_DescribeTopics_result": (_P, _P),
+    "DescribeTopics_result_topics": (_N, _P, POINTER(c_size_t)),
+    "TopicDescription_name": (c_char_p, _P),
+    "TopicDescription_error": (_P, _P),
+    "TopicDescription_partitions": (_N, _P, POINTER(c_size_t)),
+    "DescribeConsumerGroups": (None, _P, POINTER(c_char_p), _S, _P, _P),
+    "event_DescribeConsumerGroups_result": (_P, _P),
+    "DescribeConsumerGroups_result_groups": (_N, _P, POINTER(c_size_t)),
+    "ConsumerGroupDescription_error": (_P, _P),
+    "ConsumerGroupDescription_state": (_I, _P),
+    "ConsumerGroupDescription_member_count": (_S, _P),
+    "ConsumerGroupDescription_member": (_P, _P, _S),
+    "MemberDescription_group_instance_id": (c_char_p, _P),
+    "MemberDescription_assignment": (_P, _P),
+    "MemberAssignment_partitions": (_L, _P),
 }
 """Function, without its ``rd_kafka_`` → what it returns, what it is given."""
 

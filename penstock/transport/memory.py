@@ -233,6 +233,9 @@ class MemoryTransport:
     def trouble(self) -> str | None:
         return None
 
+    def unread(self) -> str | None:
+        return None
+
     def close(self) -> None:
         self.broker.leave(self.group, self._topics, self)
 

@@ -43,6 +43,17 @@ class Fenced(Exception):
     """Another worker holds this slot, or the client is beyond repair: exit and let the supervisor start afresh."""
 
 
+class Repartitioned(Exception):
+    """A topic has not as many partitions as the plan: keys are found in other partitions than their state."""
+
+    def __init__(self, topic: str, found: int, planned: int) -> None:
+        super().__init__(
+            f"topic {topic!r} has {found} partitions, the plan {planned}: rows with one key are no longer in one "
+            "partition, and the state of a key is not where its next row is. Make the topic anew with as many as the "
+            "plan, or give the pipeline a new name and set partitions in its Pipeline"
+        )
+
+
 class Unavailable(ConnectionError):
     """The broker did not answer in time, or not what was asked."""
 
@@ -117,7 +128,7 @@ class Transport(Protocol):
         """First offset appended at or after ``timestamp`` (ms since epoch); the end offset when there is none."""
 
     def partitions(self, topic: str) -> int:
-        """How many partitions the topic has."""
+        """How many partitions the topic has; once it is subscribed to, as last heard, without asking."""
 
     def identity(self, topic: str) -> str:
         """Another for a topic that was made anew under the same name, or is another cluster's."""
@@ -125,5 +136,8 @@ class Transport(Protocol):
     def trouble(self) -> str | None:
         """Why nothing can be read or written just now, as far as it is known without asking; called by any thread, the
         more often the sooner it is told."""
+
+    def unread(self) -> str | None:
+        """Which partitions of what is subscribed to nobody in the group reads, as last heard; called by any thread."""
 
     def close(self) -> None: ...

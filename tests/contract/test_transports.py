@@ -283,13 +283,12 @@ class Workplace:
             self.dropped: lambda rows: pa.array([str(row).encode() for row in rows.to_pylist()]),
         }
         health = Health()
-        counts = {self.source: transport.partitions(self.source)}
         return Loop(
             stage,
             transport,
             Intake([TopicReader(self.source, decode, "time")], self.merges, 10_000, 1000),
             Outbox(transport, "test", encoders, self.dead, self.dropped, self.source, [self.source], stage.absorbs),
-            Observer("test", health, counts),
+            Observer("test", health),
             Pace(0.02, 1000, 0.05, 1000, 0),
             [self.source],
         )

@@ -54,7 +54,7 @@ def test_a_replay_says_how_much_and_how_long_is_left() -> None:
     for _ in range(1000):
         broker.append("in", b"k", b"v")
     health = Health()
-    observer = Observer("test", health, {"in": 1})
+    observer = Observer("test", health)
     intake = Intake([], False, 1, 1)
     intake.open(PLACE, Position(0), Position(1000))
     observer.assignment([PLACE], {PLACE: 1000})

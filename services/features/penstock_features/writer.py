@@ -305,7 +305,8 @@ def main(plan: Plan, name: str, settings: Settings) -> int:
     log.info("metrics and health on port %d", server.port, extra={"port": server.port})
     try:
         # it writes to no topic, so it needs no transactions
-        transport = KafkaTransport(settings.model_copy(update={"guarantee": "at_least_once"}), plan.group(name), name)
+        plainly = settings.model_copy(update={"guarantee": "at_least_once"})
+        transport = KafkaTransport(plainly, plan.group(name), name, planned=plan.keyed(name))
         writer = make_writer(plan, name, settings, transport, health)
         watch(health, writer.stop, LONGEST)
         health.wait("start", None)
