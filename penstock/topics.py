@@ -25,13 +25,14 @@ ALWAYS = -1
 
 class TopicSpec(NamedTuple):
     """``retention_ms`` and ``max_message_bytes`` are the least that will do; ``compacted`` topics keep the newest of a
-    key."""
+    key. ``grows``: it may have any number of partitions, for its rows are given other keys before a key matters."""
 
     name: str
     partitions: int
     retention_ms: int
     max_message_bytes: int
     compacted: bool
+    grows: bool = False
 
 
 class Difference(NamedTuple):
@@ -61,7 +62,7 @@ def topic_specs(plan: Plan) -> list[TopicSpec]:
     inside = max(KAFKA_DEFAULT_BYTES, 2 * door)  # a producer may overshoot its own limit by one message
     doors = {source.topic for stage in plan.stages for source in stage.inputs if source.format == "raw"}
     return [
-        TopicSpec(t.name, t.partitions, retention, door if t.name in doors else inside, t.compacted)
+        TopicSpec(t.name, t.partitions, retention, door if t.name in doors else inside, t.compacted, t.name in doors)
         for t in plan.topics
     ]
 
@@ -125,7 +126,7 @@ def _differences(spec: TopicSpec, partitions: int, config: dict[str, str]) -> It
     def altered(setting: str, value: object) -> str:
         return f"kafka-configs.sh --alter --entity-type topics --entity-name {spec.name} --add-config {setting}={value}"
 
-    if partitions != spec.partitions:
+    if partitions != spec.partitions and not spec.grows:
         yield Difference(
             spec.name,
             f"has {partitions} partitions, the plan {spec.partitions}",

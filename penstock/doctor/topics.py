@@ -66,7 +66,7 @@ def judge_topics(
     shortest = min([*(int(each.value) for each in retention), *(s.retention_ms for s in specs if not s.compacted)])
     well = {
         TOPICS: f"all {there} of the plan are there",
-        PARTITIONS: f"{specs[0].partitions} in each of {there}: what has one key meets in one partition",
+        PARTITIONS: f"{specs[0].partitions} in each topic that ours write: what has one key meets in one partition",
         SETTINGS: f"append time and the right cleanup in {there}",
         RETENTION: f"{_days(shortest)} or more; windows, lateness and a day need {_days(needed)}",
         SIZES: f"inputs take {min(s.max_message_bytes for s in specs):,} bytes, the others what is made of them",

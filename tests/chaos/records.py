@@ -48,6 +48,10 @@ class Schemas:
         if not any(topic.startswith(f"{pipeline}.") for topic in self.topics):
             raise ValueError(f"the lock has no subject of pipeline {pipeline!r}; it has {', '.join(self.topics)}")
 
+    def register(self, schema_id: int, schema: dict[str, Any]) -> None:
+        """A schema that is in no lock: its producer has registered it elsewhere."""
+        self._parsed[schema_id] = fastavro.parse_schema(schema, named_schemas={})
+
     def decode(self, value: bytes | None) -> dict[str, Any]:
         """A framed value, whole. Raises ValueError."""
         return self._decode(value, self._parsed, whole=True)

@@ -17,7 +17,7 @@ from typing import Any, Self
 import fastavro
 import orjson
 from confluent_kafka import OFFSET_BEGINNING, Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec
 
 from penstock.local.supervisor import Supervisor, Worker, run_command, tail
 from penstock.models.control_topic import promote
@@ -154,10 +154,7 @@ class World:
         self.supervisor = Supervisor(
             self.plan, plan_path, self.settings, folder / "logs", counts, self.heard.append, command
         )
-        self._producer = Producer(
-            {"bootstrap.servers": bootstrap, "partitioner": "murmur2_random", "message.max.bytes": 16_000_000}
-            | {"enable.idempotence": True, **QUIET}
-        )
+        self._producer = self._new_producer()
         self._fates = Arrivals(bootstrap, {f"{name}.{suffix}": plan.partitions for suffix in FATES})
 
     def __enter__(self) -> Self:
@@ -179,13 +176,26 @@ class World:
     def topic(self, suffix: str) -> str:
         return f"{self.name}.{suffix}"
 
+    def _new_producer(self) -> Producer:
+        return Producer(
+            {"bootstrap.servers": self.bootstrap, "partitioner": "murmur2_random", "message.max.bytes": 16_000_000}
+            | {"enable.idempotence": True, **QUIET}
+        )
+
+    def add_partitions(self, suffix: str, total: int) -> None:
+        """What is sent from now on goes to all of them; some keys go elsewhere than before."""
+        topic = self.topic(suffix)
+        self._admin.create_partitions([NewPartitions(topic, total)])[topic].result(30)
+        self._partitions[topic] = total
+        self._producer = self._new_producer()
+
     def send(self, events: Iterable[Event], headers: Sequence[tuple[str, bytes]] = ()) -> list[Event]:
         """To the raw and label topics, with ``headers``; returns what was sent, acknowledged."""
-        sent = list(events)
+        sent, producer = list(events), self._producer
         for event in sent:
             own = [(HEADER, event.broken.encode())] if event.broken else []
-            self._producer.produce(self.topic(event.topic), event.value, event.key, headers=[*own, *headers])
-        assert self._producer.flush(PATIENCE_S) == 0
+            producer.produce(self.topic(event.topic), event.value, event.key, headers=[*own, *headers])
+        assert producer.flush(PATIENCE_S) == 0
         self.events += sent
         return sent
 

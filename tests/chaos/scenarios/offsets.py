@@ -1,10 +1,14 @@
-"""Where a group has committed to is not there any more: retention has deleted it, or the topic was made anew."""
+"""Logs change under their readers: retention deletes what a group has committed to or was to read, a topic is made anew,
+users' topics get more partitions, logs end in rows that were never committed and markers.
+"""
 
 import signal
 import time
 from collections.abc import Callable
+from itertools import islice
+from uuid import uuid4
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial
@@ -12,13 +16,27 @@ from tests.integration.pipeline_world import until
 
 NAME = "offsets"
 HOLDS = (
-    "never a hang: a stage without windows goes on behind the gap and says so, one with windows refuses with the mend"
+    "never a hang: a stage without windows goes on behind the gap and says so, one with windows refuses with the mend; "
+    "partitions that are added are read within seconds, also after a kill; a log that ends in markers is read to its end"
 )
+ADDED = 3
+READ_WITHIN_S = 20.0
+"""A look that finds the partitions, two more, a rebalance, on a busy machine."""
 
 
 def run(lab: Lab, rounds: int, result: Result) -> None:
-    """Not judged by the verifiers, who would miss what is deleted here; each case says what it looks at."""
+    """The verifiers judge what deletes nothing, for they would miss that; the other cases say what they look at."""
     for _ in range(rounds):
+        for killed in (False, True):
+            how = "ingest is killed at once" if killed else "nobody is killed"
+            result.tell(f"raw and labels get more partitions, {how}")
+            with lab.trial(result, stages=list(OUTPUT)) as trial:
+                trial.flowing()
+                partitions_added(trial, killed)
+        result.tell("the logs end in markers")
+        with lab.trial(result, stages=list(OUTPUT)) as trial:
+            trial.flowing()
+            ends_in_markers(trial)
         for case in CASES:
             name = (case.__doc__ or "").partition(".")[0]
             result.tell(name)
@@ -30,6 +48,65 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
                     trial.problem(f"{stage} left with exit code {code}")
                 case(trial)
                 result.trials += 1
+
+
+def partitions_added(trial: Trial, killed: bool) -> None:
+    world, worker = trial.world, trial.world.worker("ingest")
+    total = trial.lab.plan.partitions + ADDED
+    began = time.time()
+    for suffix in ("raw", "labels"):
+        world.add_partitions(suffix, total)
+    if killed:
+        world.signal("ingest", signal.SIGKILL)
+    new = {(world.topic(s), n) for s in ("raw", "labels") for n in range(trial.lab.plan.partitions, total)}
+    said = False
+
+    def read() -> bool:
+        nonlocal said
+        world.supervisor.check()
+        worker.look()
+        said |= "readers" in worker.waiting_for
+        done = world.committed("ingest")
+        return all(done.get(place, 0) > 0 for place in new)
+
+    until(f"rows of {len(new)} added partitions to be read", read, READ_WITHIN_S, 0.1)
+    how = "after a kill" if killed else "without a kill"
+    trial.result.notes.setdefault(f"added partitions read {how}, s", []).append(round(time.time() - began, 1))
+    if killed and not said:
+        trial.problem("ingest did not say that it is not ready while the added partitions had no reader")
+    trial.flowing()
+    trial.result.trials += 1
+
+
+def ends_in_markers(trial: Trial) -> None:
+    """Every log that a stage reads ends in rows of an aborted transaction when all stages are killed. They come back,
+    read all of it again, and their lag is none."""
+    world = trial.world
+    trial.stop_stream()
+    until("every fate", trial.finished, PATIENCE_S, 0.2)
+    topics = [source.topic for stage in OUTPUT for source in world.plan.stage(stage).inputs]
+    given_up(world.bootstrap, topics, trial.lab.plan.partitions)
+    for stage in OUTPUT:
+        world.signal(stage, signal.SIGKILL)
+    for stage in OUTPUT:
+        world.wait_restarted(stage, 1)
+        until(f"{stage} to have no lag", lambda stage=stage: world.behind(stage) == 0, PATIENCE_S, 0.2)
+    given_up(world.bootstrap, topics, trial.lab.plan.partitions)
+    trial.burst(list(islice(trial.lab.feed(start="2013-06-01"), 400)))
+    trial.result.trials += 1
+
+
+def given_up(bootstrap: str, topics: list[str], partitions: int) -> None:
+    """Rows and a marker in each partition, none of which was ever committed."""
+    producer = Producer({"bootstrap.servers": bootstrap, "transactional.id": f"given-up-{uuid4().hex}"})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for topic in topics:
+        for number in range(partitions):
+            for _ in range(3):
+                producer.produce(topic, b"never committed", b"nobody", partition=number)
+    producer.flush(30)
+    producer.abort_transaction(30)
 
 
 def deleted_before_inference(trial: Trial) -> None:

@@ -1,24 +1,38 @@
-"""What lies outside of Kafka fails: Feast's online store is locked, its folders are gone, the models are gone."""
+"""What lies outside of Kafka fails: Feast's online store is locked, its disk is full, its folders are gone, the models are
+gone, the disk under snapshots and logs is full, the registry is away while events of a new schema come.
 
+A full disk is a limit of nought on the files that a running worker may write (``prlimit``): it holds for root too, and
+needs no file system of its own.
+"""
+
+import re
+import resource
 import shutil
 import signal
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from penstock.local.supervisor import Worker
 from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial
+from tests.chaos.registry import SmallRegistry
 from tests.chaos.scenarios.crash import history_once
 from tests.chaos.windows import milliseconds
-from tests.integration.pipeline_world import until
+from tests.integration.pipeline_world import framed, until
 
 NAME = "stores"
 HOLDS = (
     "the stream goes on or its worker waits and says for what, nothing is dead-lettered for it, all of it catches up"
 )
 WRITER = "features.feast"
+NEW_ID = 4_711
+"""Of a schema that no lock holds."""
+DOWN_S = 12.0
+"""Longer than the registry's client waits, twice, with its second try."""
 KEYS = {"aircraft_delays": "tailnum", "airport_delays": "origin"}
 
 
@@ -26,7 +40,14 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
     models = lab.folder / "models-of-stores"
     shutil.rmtree(models, ignore_errors=True)
     shutil.copytree(lab.models, models)
-    with lab.trial(result, stages=[*OUTPUT, WRITER], models=models) as trial:
+    event = newer(lab.plan.event.avro)
+    with (
+        SmallRegistry(NEW_ID, event) as registry,
+        lab.trial(
+            result, stages=[*OUTPUT, WRITER], models=models, schema_registry_url=registry.url, snapshot_interval_s=1
+        ) as trial,
+    ):
+        trial.world.schemas.register(NEW_ID, event)
         trial.flowing()
         for _ in range(rounds):
             result.tell("the online store is locked")
@@ -34,6 +55,13 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
                 waits_and_says(trial, WRITER, "online store")
                 trial.flowing()
             caught_up(trial, WRITER)
+            result.tell("the disk under Feast's stores is full")
+            with disk_full(trial, WRITER):
+                waits_and_says(trial, WRITER, "online store")
+                trial.flowing()
+            caught_up(trial, WRITER)
+            result.tell("the disk under snapshots and logs is full")
+            no_snapshots(trial, "features.aircraft")
             result.tell("Feast's folders are gone")
             with gone(trial.world.folder / "feast/var"):
                 waits_and_says(trial, WRITER, "store of")
@@ -46,6 +74,8 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
                 trial.new_output("features", time.time())
             caught_up(trial, "inference")
             trial.flowing()
+            result.tell("the registry is away and a new schema comes")
+            registry_away(trial, registry, DOWN_S if rounds == 1 else 120.0)
         trial.stop_stream()
         until("every fate", trial.finished, PATIENCE_S, pause=0.2)
         history_once(trial)
@@ -74,6 +104,77 @@ def gone(folder: Path) -> Iterator[None]:
     finally:
         folder.unlink()
         away.rename(folder)
+
+
+@contextmanager
+def disk_full(trial: Trial, stage: str) -> Iterator[None]:
+    """No file of the worker may grow. It is the same process before and after."""
+    pid = trial.world.worker(stage).pid
+    assert pid is not None
+    _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, most))
+    try:
+        yield
+    finally:
+        if trial.world.worker(stage).pid != pid:
+            trial.problem(f"{stage} ended when its disk was full: {trial.world.log(stage)[-300:]!r}")
+        else:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (most, most))
+
+
+def no_snapshots(trial: Trial, stage: str) -> None:
+    """Snapshots fail and are counted, the log takes no line, and the stream goes on."""
+    until(f"{stage} to write snapshots", lambda: snapshots(trial, stage, "written"), PATIENCE_S, 0.1)
+    with disk_full(trial, stage):
+        failed = snapshots(trial, stage, "failed")
+        until(f"{stage} to fail with a snapshot", lambda: snapshots(trial, stage, "failed") > failed, PATIENCE_S, 0.1)
+        trial.new_output(OUTPUT[stage], time.time())
+        said = len(trial.world.said(stage))
+    written = snapshots(trial, stage, "written")
+    until(f"{stage} to write again", lambda: snapshots(trial, stage, "written") > written, PATIENCE_S, 0.1)
+    trial.world.signal(stage, signal.SIGKILL)
+    until(f"{stage} to log again", lambda: len(trial.world.said(stage)) > said, PATIENCE_S, 0.1)
+    trial.flowing()
+    trial.result.trials += 1
+
+
+def snapshots(trial: Trial, stage: str, outcome: str) -> int:
+    trial.world.supervisor.check()
+    answer = trial.world.worker(stage).ask("/metrics")
+    text = "" if answer is None else answer[1].decode()
+    found = re.findall(rf'^penstock_snapshots_total{{.*outcome="{outcome}".*}} (\S+)$', text, re.MULTILINE)
+    return sum(int(float(n)) for n in found)
+
+
+def newer(schema: dict[str, Any]) -> dict[str, Any]:
+    """The next version of a producer's schema: one more field, which the reader leaves out."""
+    return {**schema, "fields": [*schema["fields"], {"name": "gate_of_test", "type": "string", "default": ""}]}
+
+
+def registry_away(trial: Trial, registry: SmallRegistry, seconds: float) -> None:
+    """Ingest has not met the id, and nobody tells it: it reads no further, and says why. Then it reads it all."""
+    world = trial.world
+    registry.hangs = True
+    before = registry.asked
+    event = next(m for m in trial.lab.feed(start="2013-09-01") if m.topic == "raw")
+    schema, row = newer(trial.lab.plan.event.avro), world.row(event)
+    number = trial.result.trials
+    row |= {"gate_of_test": "7", trial.lab.plan.event.event_id or "": f"registry-{number}"}
+    world.send([replace(event, key=b"registry-%d" % number, value=framed(schema, NEW_ID, row))])
+    waits_and_says(trial, "ingest", "schemas")
+    began, worker = time.time(), world.worker("ingest")
+    while time.time() - began < seconds:
+        time.sleep(0.2)
+        if not _waits_for(trial, worker, "schemas"):
+            trial.problem(f"ingest said it waits for nothing after {time.time() - began:.1f} s without a registry")
+            break
+    if registry.asked == before:
+        trial.problem("ingest waited for a registry that it did not ask")
+    if dead := trial.watcher.watch.distinct("dead"):
+        trial.problem(f"{dead} dead letters while the registry was away")
+    registry.come_back()
+    caught_up(trial, "ingest")
+    trial.flowing()
 
 
 def waits_and_says(trial: Trial, stage: str, what: str) -> None:
