@@ -1,5 +1,5 @@
-"""Logs change under their readers: retention deletes what a group has committed to or was to read, a topic is made anew,
-users' topics get more partitions, logs end in rows that were never committed and markers.
+"""Logs change under their readers: retention deletes what a group was to read, a topic is made anew, users' topics get
+more partitions, logs end in rows that were never committed and in markers.
 """
 
 import signal
@@ -17,7 +17,7 @@ from tests.integration.pipeline_world import until
 NAME = "offsets"
 HOLDS = (
     "never a hang: a stage without windows goes on behind the gap and says so, one with windows refuses with the mend; "
-    "partitions that are added are read within seconds, also after a kill; a log that ends in markers is read to its end"
+    "partitions that are added are read within seconds, also after a kill; a log that ends in markers has an end"
 )
 ADDED = 3
 READ_WITHIN_S = 20.0

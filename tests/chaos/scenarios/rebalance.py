@@ -1,5 +1,5 @@
-"""A stage goes from one worker to four and back to one, over and over, under load; and a stranger joins its group just to
-leave again, so that partitions are taken from a worker while rows of them are in hand, and given straight back.
+"""A stage goes from one worker to four and back to one, over and over, under load; and a stranger joins its group just
+to leave again, so that partitions are taken from a worker while rows of them are in hand, and given straight back.
 """
 
 import re
@@ -10,7 +10,6 @@ from confluent_kafka import Consumer
 
 from penstock.local.supervisor import Worker
 from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial
-from tests.chaos.scenarios.zombie import taken_over
 from tests.integration.pipeline_world import QUIET, until
 
 NAME = "rebalance"
