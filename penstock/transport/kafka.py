@@ -209,6 +209,8 @@ class KafkaTransport:
     def subscribe(self, topics: Sequence[str], placement: Placement) -> None:
         self._placement, self._topics = placement, list(topics)
         self._readers.watch(topics, PATIENCE_S)
+        for topic in topics:
+            self.partitions(topic)  # raises where it is not there, or the broker is away
         self._consumer.subscribe(topics)
 
     def _see_to_readers(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from typer.testing import CliRunner
 
 from penstock.cli.app import app
@@ -136,6 +136,19 @@ def test_made_topics_have_no_differences_and_are_made_once(admin: AdminClient, p
     assert sorted(create_topics(admin, specs)) == sorted(topic.name for topic in plan.topics)
     assert check_topics(admin, specs) == []
     assert create_topics(admin, specs) == []
+
+
+@pytest.mark.kafka
+def test_more_partitions_are_a_difference_only_where_keys_are_ours(admin: AdminClient, plan: Plan) -> None:
+    specs = topic_specs(plan)
+    create_topics(admin, specs)
+    names = {plan.topic(suffix).name for suffix in ("raw", "events")}
+    for asked in admin.create_partitions([NewPartitions(name, 5) for name in names]).values():
+        asked.result(30)
+    while {len(admin.list_topics(timeout=10).topics[name].partitions) for name in names} != {5}:
+        time.sleep(0.02)
+    (found,) = check_topics(admin, specs)
+    assert (found.topic, found.what) == (plan.topic("events").name, "has 5 partitions, the plan 2")
 
 
 @pytest.mark.kafka
