@@ -4,18 +4,23 @@ where keys would miss their state it is refused.
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from penstock.local.resolve import BrokerHandle
+from penstock.plan import Plan
 from penstock.records import Partition
 from penstock.settings import Settings
 from penstock.transport.kafka import KafkaTransport
 from penstock.transport.protocol import Repartitioned
 from tests.contract.worlds import KafkaWorld, Recorder
+from tests.integration.conftest import VERSION
+from tests.integration.pipeline_world import ROOT, World, until
 from tests.small_loop import DEAD, DROPPED, SOURCE, TARGET, Passing, small_loop
 
 pytestmark = pytest.mark.kafka
@@ -152,3 +157,26 @@ def test_rows_of_added_partitions_go_on_by_event_time_and_hold_up_no_others(worl
     pass_on(0, [6 * hour])
     assert stage.times == [hour * n for n in range(1, 7)]
     loop.transport.close()
+
+
+def test_workers_end_and_name_the_mend_where_partitions_are_added_to_a_topic_of_our_keys(
+    broker: BrokerHandle, flights_plan: Plan, flights_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # workers import pipelines.flights from where they run
+    name, stages = f"flights_{uuid4().hex[:8]}", ["ingest", "features.aircraft"]
+    with World(flights_plan, name, broker.bootstrap, tmp_path, flights_models, VERSION, stages=stages) as world:
+        world.add_partitions("events", flights_plan.partitions + 1)
+        for stage in stages:
+            said = f"{stage}.0 ended with exit code 1;"
+            until(said, lambda said=said: any(line.startswith(said) for line in world.heard), SOON_S)
+            assert f"topic '{name}.events' has 5 partitions, the plan 4: rows with one key" in world.log(stage)
+
+
+def test_topics_that_users_write_are_not_among_those_whose_keys_are_ours(flights_plan: Plan) -> None:
+    name = flights_plan.pipeline
+    assert flights_plan.keyed("ingest") == {f"{name}.events": 4, f"{name}.outcomes": 4}
+    assert flights_plan.keyed("features.aircraft") == {
+        f"{name}.events": 4,
+        f"{name}.by.airport": 4,
+        f"{name}.view.aircraft_delays": 4,
+    }
