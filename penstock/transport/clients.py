@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.records import Header
+from penstock.transport.descriptions import Descriptions
 from penstock.transport.librdkafka import (
     ASSIGN_PARTITIONS,
     ERRONEOUS_STATE,
@@ -219,6 +220,10 @@ class Consumer(_Client):
             yield found
         finally:
             rd.consumer_group_metadata_destroy(found)
+
+    def descriptions(self) -> Descriptions:
+        """What is asked over this client's connections; to be closed before it."""
+        return Descriptions(self.handle)
 
     def close(self) -> None:
         """Ends without leaving the group: a static member that comes back within the session has its partitions."""

@@ -19,7 +19,6 @@ from penstock.settings import Settings
 from penstock.telemetry import STALE_ROWS
 from penstock.transport import librdkafka
 from penstock.transport.clients import Consumer, Producer
-from penstock.transport.descriptions import Descriptions
 from penstock.transport.identity import identity
 from penstock.transport.librdkafka import KafkaFault, Place
 from penstock.transport.messages import Survey, messages
@@ -161,7 +160,7 @@ class KafkaTransport:
             raise
         self._topics: list[str] = []
         self._altered = False
-        self._asked = Descriptions(self._consumer.handle)
+        self._asked = self._consumer.descriptions()
         self._readers = Readers(self._asked, group, slot, planned or {})
 
     def _begin_as(self, slot: str) -> None:
