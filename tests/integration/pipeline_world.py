@@ -145,7 +145,7 @@ class World:
         self._admin = AdminClient({"bootstrap.servers": bootstrap, **QUIET})
         specs = topic_specs(self.plan)
         create_topics(self._admin, specs)
-        self._partitions = {spec.name: spec.partitions for spec in specs}
+        self.partitions = {spec.name: spec.partitions for spec in specs}
         promote(self.settings, self.plan, model, "test", "the tests' own")
         plan_path = folder / "plan.json"
         self.plan.save(plan_path)
@@ -170,7 +170,7 @@ class World:
         self.supervisor.stop()
         self._fates.close()
         # so that a broker that stays is left as it was found
-        for deletion in self._admin.delete_topics(list(self._partitions)).values():
+        for deletion in self._admin.delete_topics(list(self.partitions)).values():
             deletion.result(30)
 
     def topic(self, suffix: str) -> str:
@@ -186,7 +186,7 @@ class World:
         """What is sent from now on goes to all of them; some keys go elsewhere than before."""
         topic = self.topic(suffix)
         self._admin.create_partitions([NewPartitions(topic, total)])[topic].result(30)
-        self._partitions[topic] = total
+        self.partitions[topic] = total
         self._producer = self._new_producer()
 
     def send(self, events: Iterable[Event], headers: Sequence[tuple[str, bytes]] = ()) -> list[Event]:
@@ -259,7 +259,7 @@ class World:
         """Records that the stage's group has not committed; markers count."""
         done = self.committed(stage)
         inputs = [source.topic for source in self.plan.stage(stage).inputs]
-        latest = {TopicPartition(t, n): OffsetSpec.latest() for t in inputs for n in range(self._partitions[t])}
+        latest = {TopicPartition(t, n): OffsetSpec.latest() for t in inputs for n in range(self.partitions[t])}
         ends = self._admin.list_offsets(latest, request_timeout=15)
         return sum(answer.result(30).offset - done.get((p.topic, p.partition), 0) for p, answer in ends.items())
 

@@ -12,7 +12,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial
-from tests.integration.pipeline_world import until
+from tests.integration.pipeline_world import World, until
 
 NAME = "offsets"
 HOLDS = (
@@ -27,15 +27,13 @@ READ_WITHIN_S = 20.0
 def run(lab: Lab, rounds: int, result: Result) -> None:
     """The verifiers judge what deletes nothing, for they would miss that; the other cases say what they look at."""
     for _ in range(rounds):
-        for killed in (False, True):
-            how = "ingest is killed at once" if killed else "nobody is killed"
-            result.tell(f"raw and labels get more partitions, {how}")
-            with lab.trial(result, stages=list(OUTPUT)) as trial:
-                trial.flowing()
-                partitions_added(trial, killed)
-        result.tell("the logs end in markers")
         with lab.trial(result, stages=list(OUTPUT)) as trial:
             trial.flowing()
+            for killed in (False, True):
+                how = "ingest is killed at once" if killed else "nobody is killed"
+                result.tell(f"raw and labels get more partitions, {how}")
+                partitions_added(trial, killed)
+            result.tell("the logs end in markers")
             ends_in_markers(trial)
         for case in CASES:
             name = (case.__doc__ or "").partition(".")[0]
@@ -52,13 +50,14 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
 
 def partitions_added(trial: Trial, killed: bool) -> None:
     world, worker = trial.world, trial.world.worker("ingest")
-    total = trial.lab.plan.partitions + ADDED
-    began = time.time()
+    began, new = time.time(), set()
     for suffix in ("raw", "labels"):
-        world.add_partitions(suffix, total)
+        topic = world.topic(suffix)
+        before = world.partitions[topic]
+        world.add_partitions(suffix, before + ADDED)
+        new |= {(topic, n) for n in range(before, before + ADDED)}
     if killed:
         world.signal("ingest", signal.SIGKILL)
-    new = {(world.topic(s), n) for s in ("raw", "labels") for n in range(trial.lab.plan.partitions, total)}
     said = False
 
     def read() -> bool:
@@ -85,24 +84,24 @@ def ends_in_markers(trial: Trial) -> None:
     trial.stop_stream()
     until("every fate", trial.finished, PATIENCE_S, 0.2)
     topics = [source.topic for stage in OUTPUT for source in world.plan.stage(stage).inputs]
-    given_up(world.bootstrap, topics, trial.lab.plan.partitions)
+    given_up(world, topics)
     for stage in OUTPUT:
         world.signal(stage, signal.SIGKILL)
     for stage in OUTPUT:
-        world.wait_restarted(stage, 1)
+        world.wait_restarted(stage, 1 + (stage == "ingest"))
         until(f"{stage} to have no lag", lambda stage=stage: world.behind(stage) == 0, PATIENCE_S, 0.2)
-    given_up(world.bootstrap, topics, trial.lab.plan.partitions)
+    given_up(world, topics)
     trial.burst(list(islice(trial.lab.feed(start="2013-06-01"), 400)))
     trial.result.trials += 1
 
 
-def given_up(bootstrap: str, topics: list[str], partitions: int) -> None:
+def given_up(world: World, topics: list[str]) -> None:
     """Rows and a marker in each partition, none of which was ever committed."""
-    producer = Producer({"bootstrap.servers": bootstrap, "transactional.id": f"given-up-{uuid4().hex}"})
+    producer = Producer({"bootstrap.servers": world.bootstrap, "transactional.id": f"given-up-{uuid4().hex}"})
     producer.init_transactions(30)
     producer.begin_transaction()
     for topic in topics:
-        for number in range(partitions):
+        for number in range(world.partitions[topic]):
             for _ in range(3):
                 producer.produce(topic, b"never committed", b"nobody", partition=number)
     producer.flush(30)

@@ -18,6 +18,7 @@ HOLDS = (
     "and given straight back; the longest stall is told"
 )
 SCALINGS = 2
+VISITS = 3
 SLOTS = (1, 2, 3)
 """Beside slot 0, which stays."""
 
@@ -31,7 +32,8 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
             how = [draw.choice([signal.SIGTERM, signal.SIGKILL]) for _ in SLOTS]
             began = time.time()
             result.tell(f"{number} of {SCALINGS * rounds}: {stage}'s partitions are taken and given back")
-            taken_and_given_back(trial, stage)
+            for _ in range(VISITS):
+                taken_and_given_back(trial, stage)
             result.tell(f"{number} of {SCALINGS * rounds}: {stage} to four workers")
             others = to_four(trial, stage)
             result.tell(f"{number} of {SCALINGS * rounds}: {stage} back to one by {', '.join(h.name for h in how)}")
