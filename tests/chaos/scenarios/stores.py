@@ -159,8 +159,9 @@ def registry_away(trial: Trial, registry: SmallRegistry, seconds: float) -> None
     event = next(m for m in reversed(world.events) if m.topic == "raw" and (m.value or b"")[:1] == b"\0")
     schema, row = newer(trial.lab.plan.event.avro), world.row(event)
     number = trial.result.trials
-    row |= {"gate_of_test": "7", trial.lab.plan.event.event_id or "": f"registry-{number}"}
-    world.send([replace(event, key=b"registry-%d" % number, value=framed(schema, NEW_ID, row))])
+    flight = f"2013-01-01.ZZ.{number}.ZZZ"
+    row |= {"flight_id": flight, "gate_of_test": "7"}
+    world.send([replace(event, key=flight.encode(), value=framed(schema, NEW_ID, row))])
     waits_and_says(trial, "ingest", "schemas")
     began, worker = time.time(), world.worker("ingest")
     while time.time() - began < seconds:
