@@ -1,4 +1,4 @@
-"""A schema registry that knows one id, and may be away or hang: Confluent's API, as far as reading a schema goes."""
+"""A schema registry that knows one schema, and may hang: Confluent's API, as far as reading a schema goes."""
 
 import json
 import threading
@@ -7,19 +7,20 @@ from typing import Any, Self
 
 
 class SmallRegistry:
-    """A context manager. ``asked``: requests so far; ``hangs``: while it is set, nothing is answered."""
+    """A context manager. Every id from ``first`` on is of ``schema``. ``asked``: requests so far."""
 
-    def __init__(self, schema_id: int, schema: dict[str, Any]) -> None:
-        self.asked, self.hangs, self._goes_on = 0, False, threading.Event()
+    def __init__(self, first: int, schema: dict[str, Any]) -> None:
+        self.asked, self._hangs, self._goes_on = 0, False, threading.Event()
         registry = self
 
         class Answer(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 registry.asked += 1
-                if registry.hangs:
+                if registry._hangs:
                     registry._goes_on.wait(60)
                     return
-                known = self.path.partition("?")[0] == f"/schemas/ids/{schema_id}"
+                number = self.path.partition("?")[0].removeprefix("/schemas/ids/")
+                known = number.isdecimal() and int(number) >= first
                 content = {"schema": json.dumps(schema)} if known else {"error_code": 40403, "message": "not found"}
                 body = json.dumps(content).encode()
                 self.send_response(200 if known else 404)
@@ -39,9 +40,14 @@ class SmallRegistry:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
+    def hang(self) -> None:
+        """Nothing is answered from now on."""
+        self._goes_on.clear()
+        self._hangs = True
+
     def come_back(self) -> None:
         """Requests that hang are given up, and the next is answered."""
-        self.hangs = False
+        self._hangs = False
         self._goes_on.set()
 
     def __enter__(self) -> Self:
