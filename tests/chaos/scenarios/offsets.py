@@ -35,6 +35,8 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
                 partitions_added(trial, killed)
             result.tell("the logs end in markers")
             ends_in_markers(trial)
+        late = sum(n for what, n in trial.counts.items() if what.startswith("late in "))
+        result.notes.setdefault("rows that came too late", []).append(late)
         for case in CASES:
             name = (case.__doc__ or "").partition(".")[0]
             result.tell(name)
