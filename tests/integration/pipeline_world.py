@@ -186,6 +186,8 @@ class World:
         """What is sent from now on goes to all of them; some keys go elsewhere than before."""
         topic = self.topic(suffix)
         self._admin.create_partitions([NewPartitions(topic, total)])[topic].result(30)
+        # the broker tells of them a moment later, and a client that asks before keeps what it heard for minutes
+        until(f"{total} partitions", lambda: len(self._admin.list_topics(topic, 10).topics[topic].partitions) == total)
         self.partitions[topic] = total
         self._producer = self._new_producer()
 
