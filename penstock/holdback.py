@@ -37,8 +37,7 @@ class Holdback:
         reached, waiting = self._intake.reached(), self._intake.waiting()
         for topic in self._topics:
             own = {partition for partition in self._intake.lanes if partition.topic == topic}
-            every = {Partition(topic, 0)}
-            own &= every
+            every = own | {Partition(topic, n) for n in range(self._transport.partitions(topic))}
             empty = {p: reached[p] for p in own & reached.keys() - waiting if not self._intake.silent(p, now)}
             try:
                 behind, furthest = self._behind(empty, every - own)
