@@ -119,7 +119,7 @@ class Small:
         fates = Counter(int(m.value() or b"") for name in (TARGET, DEAD) for m in self.rows(name))
         assert fates == Counter(self.sent)
         for message in self.rows(DEAD):
-            assert dict(message.headers() or [])["penstock.reason"] == KILLED.encode()
+            assert dict(message.headers() or [])["penstock.reason"] == b"killed the worker"
 
     def dead(self) -> list[int]:
         return sorted(int(m.value() or b"") for m in self.rows(DEAD))
