@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
+from penstock.codec.frame import framed_by
 from penstock.dead_letter import DeadLetter, RawRow, dead_letter, shortened
 from penstock.envelope import EVENT_ID, ORIGIN_OFFSET, ORIGIN_PARTITION
 from penstock.lanes import Work
@@ -192,7 +193,10 @@ class Outbox:
 
     def _reject(self, work: Work, row: int, reason: Reason) -> DeadLetter:
         records, place = work.record(row)
-        return self._letter(records, place, reason, {}, self._origin(work, row))
+        details = dict(reason.details)
+        if (schema_id := framed_by(records.values[place].as_py())) is not None:
+            details["schema.id"] = str(schema_id)
+        return self._letter(records, place, reason, details, self._origin(work, row))
 
     def _origin(self, work: Work, row: int) -> tuple[str, int, int] | None:
         rows, columns = work.batch.rows, self._origin_columns(work.batch)

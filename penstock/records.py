@@ -5,6 +5,7 @@ Everything is a column: a poll's values and keys are one buffer each, from the c
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Union
 
 import numpy as np
@@ -207,10 +208,12 @@ def _taken(column: "pa.Array | None", places: npt.NDArray[np.intp] | Int32s | In
 
 class Reason(NamedTuple):
     """Why a row is a dead letter or was dropped. ``kind`` is a short stable phrase that can be counted
-    (``bad magic``, ``no departure``); ``message`` is for people and names the field, the value's shape and the mend."""
+    (``bad magic``, ``no departure``); ``message`` is for people and names the field, the value's shape and the mend;
+    ``details`` become headers ``penstock.NAME`` of a dead letter."""
 
     kind: str
     message: str
+    details: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

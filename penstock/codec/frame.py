@@ -21,6 +21,11 @@ def prefix(schema_id: int) -> bytes:
     return bytes([MAGIC]) + schema_id.to_bytes(4, "big")
 
 
+def framed_by(value: bytes | None) -> int | None:
+    """The schema id of a framed value; None where there is no frame."""
+    return int.from_bytes(value[1:5], "big") if value is not None and len(value) >= 5 and value[0] == MAGIC else None
+
+
 def columns(schema_id: int, n: int) -> list[pa.Array]:
     """``FIELDS`` as columns of n rows: what the encoder writes to get the frame for nothing."""
     bits = np.full(n, int.from_bytes(schema_id.to_bytes(4, "big"), "little"), np.uint32)

@@ -15,6 +15,8 @@ HEADER = "penstock.demo.broken"
 """Carries the kind, so that a person reading the dead letters sees which were meant."""
 
 NO_SUCH_SCHEMA = 2_000_000_000
+BEFORE_THE_YEAR_1 = -100_000_000_000_000
+"""Ms since epoch: no date to Python, and what a time in a wrong unit or of a wrong sign may come to."""
 FAR_FUTURE = 4_070_908_800_000
 """2099-01-01, ms since epoch: let through, it would close every window."""
 NESTING = 40_000
@@ -62,6 +64,7 @@ KINDS: Mapping[str, Callable[[Breaker, Row], bytes | None]] = {
     "out of range": lambda b, row: b.avro(row, temp=900.0),
     "pattern mismatch": lambda b, row: b.avro(row, tailnum="n0 way!"),
     "far future": lambda b, row: b.avro(row, timestamp=FAR_FUTURE),
+    "before the year 1": lambda b, row: b.avro(row, timestamp=BEFORE_THE_YEAR_1),
     "json of a wrong type": lambda b, row: json(row, dep_delay="late"),
     "json null": lambda b, row: b"null",
     "json array": lambda b, row: orjson.dumps([row]),

@@ -142,6 +142,7 @@ def test_a_row_without_a_usable_score_is_a_dead_letter_and_the_others_go_on(odd:
     assert list(result.rejects) == [1]
     assert result.rejects[1].kind == "model gave no score"
     assert "model shop_model 1.0.0" in result.rejects[1].message
+    assert result.rejects[1].details == {"model": "shop_model 1.0.0"}
     assert [p["prediction_id"] for p in predictions(result)] == ["event-0", "event-2"]
     assert result.outputs[0].source.tolist() == [0, 2]
     assert result.outputs[1].source.tolist() == [0, 2]

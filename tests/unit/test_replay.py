@@ -138,8 +138,8 @@ def test_what_is_called_broken_is_broken(kind: str) -> None:
     if value[:5] == b"\x00\x00\x00\x00\x03":
         try:
             row = read_avro(value, "event")
-        except (EOFError, UnicodeDecodeError, IndexError):
-            assert kind in ("truncated avro", "invalid utf-8")
+        except (EOFError, UnicodeDecodeError, IndexError, OverflowError):
+            assert kind in ("truncated avro", "invalid utf-8", "before the year 1")
             return
         if kind == "trailing bytes":
             return

@@ -144,6 +144,7 @@ class InferenceStage(Stage):
         return Reason(
             kind,
             f"model {self._champion.manifest.label}: {message}. Promote another version, or declare Model.fallback",
+            {"model": self._champion.manifest.label},
         )
 
     def _count(self, reasons: dict[int, Reason]) -> None:
