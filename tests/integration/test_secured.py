@@ -2,6 +2,7 @@
 Penstock makes gets in with what the settings say, and none without the authority that signed the broker's certificate.
 """
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 from pydantic import SecretStr
@@ -134,6 +137,32 @@ def test_a_worker_consumes_and_produces_in_transactions_behind_tls(
 
 def test_the_admin_client_gets_in(settings: Settings, topic: str) -> None:
     assert topic in admin_client(settings).list_topics(timeout=20).topics
+
+
+async def written_by_faust(settings: Settings, topic: str) -> None:
+    """With the client of Faust's, made as Faust makes it of what the merge tells it."""
+    from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
+    from penstock_monitor.committed import broker_of
+
+    auth = credentials_to_aiokafka_auth(broker_of(settings)["broker_credentials"])
+    producer = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers, request_timeout_ms=5000, **auth)
+    try:
+        await producer.start()
+        await producer.send_and_wait(topic, b"from Faust")
+    finally:
+        await producer.stop()
+
+
+@pytest.mark.filterwarnings("ignore")  # faust's own libraries
+def test_fausts_client_gets_in_by_either_door_and_not_without_its_certificate(
+    secured: Secured, settings: Settings, topic: str
+) -> None:
+    asyncio.run(written_by_faust(settings, topic))
+    assert [m.value() for m in read_all_committed(secured.plain, topic)] == [b"from Faust"]
+    if settings is secured.with_certificate:
+        without = {"ssl_certificate_location": None, "ssl_key_location": None, "ssl_key_password": None}
+        with pytest.raises(KafkaConnectionError):
+            asyncio.run(written_by_faust(settings.model_copy(update=without), topic))
 
 
 @pytest.mark.parametrize(
