@@ -4,6 +4,7 @@ sent again, each once, whatever happens to the command.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from penstock.records import Header, Partition, Reason
 from penstock.settings import Settings
 from penstock.topics import create_topics, topic_specs
 from tests.conftest import read_all_committed
+from tests.contract.test_readme import FENCE, section
 from tests.integration.pipeline_world import until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
@@ -36,18 +38,18 @@ ORDER: dict[str, Any] = {
     "type": "record",
     "name": "Order",
     "fields": [
-        {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+        {"name": "at", "type": ["null", {"type": "long", "logicalType": "timestamp-millis"}]},
         {"name": "id", "type": "string"},
         {"name": "amount", "type": "double", "minimum": 0},
     ],
 }
-MENDS = """
-import json
-
+SECTION = section("When records die")
+(MENDS,) = (text for language, text in FENCE.findall(SECTION) if language == "python")
+"""The README's own patch, and how it is named there."""
+(PATCH,) = set(re.findall(r"--patch (\S+)", SECTION))
+HOPELESS = """
 def amount(outgoing):
-    row = json.loads(outgoing.value)
-    assert row["id"] != "hopeless", "nothing helps"
-    return json.dumps({**row, "amount": float(row["amount"])}).encode()
+    raise AssertionError("nothing helps")
 """
 KILLED = """
 import os, signal, sys
@@ -242,17 +244,17 @@ def test_an_open_transaction_holds_no_command_up(shop: Shop) -> None:
 
 
 def test_a_letter_is_shown_with_its_headers_and_its_payload_up_to_the_break(shop: Shop) -> None:
-    at = shop.bury(b"\0\0\0\0\1" + b"\2\6o-1\1\2", "truncated or malformed avro")
+    at = shop.bury(b"\0\0\0\0\1" + b"\2\2\6o-1\1\2", "truncated or malformed avro")
     shown = shop.call("show", f"{at.partition}@{at.offset}", "--plan", str(shop.folder / "plan.json"))
     assert '"id": "o-1"' in shown
-    assert "! byte 10, field 'amount': it asks for 8 bytes, and 2 are left" in shown
-    assert "00000000  00 00 00 00 01 02 06 6f  2d 31 01 02" in shown
+    assert "! byte 11, field 'amount': it asks for 8 bytes, and 2 are left" in shown
+    assert "00000000  00 00 00 00 01 02 02 06  6f 2d 31 01 02" in shown
     assert "penstock.mine: kept" in shown
     assert "penstock.reason: truncated or malformed avro" in shown
     assert "\x1b" not in shown
     told = json.loads(shop.call("show", f"{at.partition}@{at.offset}", "--json"))
     assert "give --plan or --lock" in told["faults"][0]
-    assert bytes.fromhex(told["hex"]) == b"\0\0\0\0\1\2\6o-1\1\2"
+    assert bytes.fromhex(told["hex"]) == b"\0\0\0\0\1\2\2\6o-1\1\2"
     assert "is not there" in shop.call("show", "0@99", code=1)
     assert "names no letter" in shop.call("show", "zero", code=1)
 
@@ -344,19 +346,20 @@ def _patched(shop: Shop, patch: str, code: int = 0) -> str:
 
 
 def test_mended_records_pass_ingest_and_hopeless_ones_stop_going_round(shop: Shop) -> None:
-    (shop.folder / "mends.py").write_text(MENDS)
+    (shop.folder / f"{PATCH.partition(':')[0]}.py").write_text(MENDS)
+    (shop.folder / "hopeless.py").write_text(HOPELESS)
     worker = shop.start("-m", "penstock", "run", "ingest", str(shop.folder / "plan.json"))
     try:
         shop.put("raw", b"k", shop.order(1, "12.5"), [("trace", b"t")])
         until("a dead letter", lambda: len(shop.read("dead")) == 1, pause=0.2)
-        assert "1 letters replayed" in _patched(shop, "mends:amount")
+        assert "1 letters replayed" in _patched(shop, PATCH)
         (event,) = until("an event", lambda: shop.read("events"), pause=0.2)
         assert b"o1" in (event.value() or b"")
 
         hopeless = shop.order(2, "12").replace(b"o2", b"hopeless")
         shop.put("raw", b"h", hopeless)
         until("its letter", lambda: len(shop.read("dead")) == 2, pause=0.2)
-        assert "letter" in (failed := _patched(shop, "mends:amount", code=1))
+        assert "letter" in (failed := _patched(shop, "hopeless:amount", code=1))
         assert "AssertionError: nothing helps" in failed
         for attempt in (2, 3):
             assert shop.replay()["replayed"] == 1
@@ -366,6 +369,12 @@ def test_mended_records_pass_ingest_and_hopeless_ones_stop_going_round(shop: Sho
         assert shop.values()[hopeless] == 3
         attempts = [json.loads(line)["attempt"] for line in shop.call("list", "--json").splitlines()]
         assert attempts == [1, 1, 2, 3]
+
+        timeless = json.dumps({"at": None, "id": "o3", "amount": 1}).encode()
+        shop.put("raw", b"t", timeless)
+        until("the letter of an event without a time", lambda: len(shop.read("dead")) == 5, pause=0.2)
+        (letter,) = [m for m in shop.read("dead") if m.value() == timeless]
+        assert dict(letter.headers())["penstock.reason"] == b"no event time"
     finally:
         worker.terminate()
         assert worker.wait(30) == 0, (shop.folder / "process.log").read_text()
