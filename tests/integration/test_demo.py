@@ -4,11 +4,13 @@ nothing is left when they are interrupted or killed. The expensive part, compili
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -30,35 +32,55 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
-class Run:
-    """A command with its own mark in the environment, which everything that it starts inherits."""
+ON_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""Makes standard input the terminal of its session: Ctrl-C there reaches all who are in its foreground."""
 
-    def __init__(self, *arguments: str) -> None:
+
+class Run:
+    """A command with its own mark in the environment, which everything that it starts inherits. ``terminal``: on one of
+    its own, else it writes to a pipe."""
+
+    def __init__(self, *arguments: str, terminal: bool = False) -> None:
         self.mark = f"PENSTOCK_TEST_MARK={uuid4().hex}"
         name, _, value = self.mark.partition("=")
         environ = {k: v for k, v in os.environ.items() if k != VARIABLE} | {name: value, "PYTHONUNBUFFERED": "1"}
+        ours, its = pty.openpty() if terminal else os.pipe()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "penstock", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environ,
+            [sys.executable, *(["-c", ON_A_TERMINAL] if terminal else []), "-m", "penstock", *arguments],
+            stdin=its if terminal else None,
+            stdout=its,
+            stderr=its,
+            env=environ | ({"TERM": "xterm", "COLUMNS": "140", "LINES": "50"} if terminal else {}),
+            start_new_session=terminal,
         )
+        os.close(its)
+        self.output = os.fdopen(ours, errors="replace")
         self.lines: list[str] = []
+
+    def said(self) -> Iterator[str]:
+        """Lines as they come."""
+        with suppress(OSError):  # which is how a terminal ends
+            yield from (line.rstrip() for line in self.output)
 
     def read_until(self, part: str) -> None:
         """Reads lines until one holds ``part``."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip())
+        for line in self.said():
+            self.lines.append(line)
             if part in line:
                 return
         raise AssertionError(f"it ended without saying {part!r}:\n" + "\n".join(self.lines[-30:]))
 
-    def end(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        assert self.process.stdout is not None
-        self.lines += [line.rstrip() for line in self.process.stdout]
+    def end(self, how: signal.Signals | bytes) -> int:
+        """By a signal, or by keys pressed on its terminal."""
+        if isinstance(how, bytes):
+            os.write(self.output.fileno(), how)
+        else:
+            self.process.send_signal(how)
+        self.lines += self.said()
         return self.process.wait(60)
 
     def left(self, seconds: float) -> list[str]:
@@ -85,12 +107,11 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self.output.close()
 
 
-def demo(folder: Path, *more: str) -> Run:
-    return Run("demo", "--folder", str(folder), *more)
+def demo(folder: Path, *more: str, terminal: bool = False) -> Run:
+    return Run("demo", "--folder", str(folder), *more, terminal=terminal)
 
 
 @pytest.mark.timeout(600)
@@ -127,7 +148,6 @@ def test_a_slice_of_the_year_is_counted_exactly_and_kept_until_ctrl_c(folder: Pa
         ("broker:", signal.SIGINT),  # the broker is being started
         ("kept", signal.SIGTERM),  # topics are made, nothing runs yet
         ("starting", signal.SIGINT),  # workers are starting
-        ("sent", signal.SIGINT),  # in the middle of the replay
     ],
 )
 def test_an_interrupt_at_any_moment_leaves_no_process_behind(folder: Path, moment: str, number: signal.Signals) -> None:
@@ -136,6 +156,29 @@ def test_an_interrupt_at_any_moment_leaves_no_process_behind(folder: Path, momen
         time.sleep(0.5)
         assert run.end(number) == 130
         assert run.left(10) == []
+
+
+@pytest.mark.timeout(600)
+def test_an_interrupt_while_it_compiles_leaves_nothing_behind(tmp_path: Path) -> None:
+    with demo(tmp_path, "--limit", "20000") as run:
+        run.read_until("compiling")
+        time.sleep(0.5)
+        assert run.end(signal.SIGINT) == 130
+        assert run.left(10) == []
+    assert run.lines[-1] == "interrupted; everything that was started has ended"
+
+
+@pytest.mark.timeout(600)
+def test_on_a_terminal_the_view_is_shown_and_ctrl_c_in_the_middle_of_the_replay_ends_all(folder: Path) -> None:
+    with demo(folder, "--limit", "20000", terminal=True) as run:
+        for part in (" messages, ", "so far", "most drifted (PSI)"):
+            run.read_until(part)
+        assert run.end(b"\x03") == 130
+        assert run.left(10) == []
+    assert not any("events/s ·" in line for line in run.lines)  # what is told where there is no terminal
+    assert run.lines[-1].endswith("\x1b[2Kinterrupted; everything that was started has ended")  # below no picture
+    shown = "\n".join(run.lines)
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is there again
 
 
 @pytest.mark.timeout(600)
