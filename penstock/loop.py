@@ -262,7 +262,7 @@ class Loop:
     def _look_around(self, now: float) -> None:
         self._looked = now
         if not self.outbox:
-            pass
+            self.outbox.positions.update(self._untold())
         self._holdback.look(now)
 
     def _untold(self) -> dict[Partition, Position]:
