@@ -250,12 +250,12 @@ class Plan(Planned):
         return f"{self.pipeline}.{stage}"
 
     def keyed(self, stage: str) -> dict[str, int]:
-        """Topics of a stage, read or written, in which keys are looked for in their partitions, and how many these are.
-        Topics that users write are not among them: ingest gives their rows keys of its own."""
+        """This plan's topics of a stage, read or written, in which keys are looked for in their partitions, and how
+        many these are. Topics that users write are not among them: ingest gives their rows keys of its own."""
         keyed = {source.topic for each in self.stages for source in each.inputs if source.format != "raw"}
         mine = self.stage(stage)
-        used = {*(source.topic for source in mine.inputs), *mine.outputs}
-        return {topic: self.named(topic).partitions for topic in sorted(keyed & used)}
+        used = keyed & {*(source.topic for source in mine.inputs), *mine.outputs}
+        return {topic.name: topic.partitions for topic in self.topics if topic.name in used}
 
     def save(self, path: Path) -> None:
         """Raises ``PlanError`` where no file can be written."""
