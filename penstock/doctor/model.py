@@ -36,11 +36,12 @@ def check_model(deployment: Deployment) -> Iterator[Finding]:
     serving = [found.message for found in said if found.message.version is not None and found.message.model == name]
     champion = next((message for message in serving if message.role == CHAMPION), None)
     if champion is None:
-        registry = deployment.settings.models_url
+        newest = _newest(deployment.settings.models_url, name)
+        register = "" if newest else "penstock model register FOLDER, then "
         yield fail(
             CHAMPION_CHECK,
             f"nobody serves {name}: {plan.topic('control').name} names no champion",
-            f"penstock model promote {deployment.plan_file} {_newest(registry, name) or 'VERSION'}",
+            f"{register}penstock model promote {deployment.plan_file} {newest or 'VERSION'}",
         )
     else:
         yield ok(CHAMPION_CHECK, f"{name} {champion.version}, by {champion.author or 'unknown'}")

@@ -118,7 +118,7 @@ class Demo:
 
     def addresses(self) -> str:
         """Where broker and workers listen."""
-        return addresses(self.bootstrap, self.supervisor)
+        return addresses(self.bootstrap, self._folder / "state", self.supervisor)
 
     def _report(
         self, plan: Plan, settings: Settings, version: str, summary: Summary, counts: Counts, tail: Tail
@@ -199,9 +199,12 @@ class Demo:
         }
         if plan.feature_store is not None:
             store = self._folder / "feast" / plan.feature_store
+            config = Path(plan.feature_store) / "feature_store.yaml"
+            if not config.is_file():
+                raise DemoError(f"{config} is not below {Path.cwd()}. Run the demo in the folder that has {config}")
             store.mkdir(parents=True)
             (self._folder / "feast" / "var").mkdir(exist_ok=True)  # Feast makes the last folder of its paths only
-            shutil.copy(Path(plan.feature_store) / "feature_store.yaml", store)
+            shutil.copy(config, store)
             update["feature_store_dir"] = store
         if "commit_interval_ms" not in self._environment.model_fields_set:
             update["commit_interval_ms"] = COMMIT_INTERVAL_MS
@@ -233,11 +236,11 @@ def make_topics(plan: Plan, settings: Settings) -> None:
         )
 
 
-def addresses(bootstrap: str, supervisor: Supervisor) -> str:
+def addresses(bootstrap: str, state: Path, supervisor: Supervisor) -> str:
     """Where to look, for a person: the broker, and every worker's metrics."""
     width = max(len(worker.name) for worker in supervisor.workers)
     lines = [f"  {w.name:<{width}}  http://127.0.0.1:{w.port}/metrics" for w in supervisor.workers]
-    return "\n".join([f"export KAFKA_BOOTSTRAP_SERVERS={bootstrap}", *lines])
+    return "\n".join([f"export KAFKA_BOOTSTRAP_SERVERS={bootstrap} PENSTOCK_STATE_DIR={state}", *lines])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 broker's records from one time to the next, as the pipeline's own Feast stores do.
 """
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from penstock.settings import Settings
 from penstock.topics import admin_client, check_topics, create_topics, topic_specs
 
 LOOK_EVERY_S = 1.0
+NUMBER = re.compile(r"\d[\d,.]*")
 
 
 class Development:
@@ -58,7 +60,7 @@ class Development:
         width = max(map(len, workers))
         return "\n".join(
             [
-                f"export KAFKA_BOOTSTRAP_SERVERS={self._bootstrap}",
+                f"export KAFKA_BOOTSTRAP_SERVERS={self._bootstrap} PENSTOCK_STATE_DIR={self._settings.state_dir}",
                 f"plan: {facts['plan']}",
                 f"logs: {self._folder / 'logs'}",
                 *(f"topic: {topic.name}, {topic.partitions} partitions" for topic in self._plan.topics),
@@ -92,8 +94,9 @@ class Development:
             if "model" in worker.waiting_for and not has_champion(self._plan, self._settings):
                 mend = how_to_serve(self._plan, self._models, self._train, self._plan_path, self._bootstrap)
         said = "not ready: " + " | ".join(waiting) + mend if waiting else "all workers are ready"
-        if said != self._said:
-            self._said = said
+        alike = NUMBER.sub("", said)  # a count that goes down is no news
+        if alike != self._said:
+            self._said = alike
             self._say(said)
 
 

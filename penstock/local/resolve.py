@@ -20,6 +20,8 @@ from penstock.local.kafka_server import LARGEST_RECORD
 from penstock.local.state import BrokerError
 
 VARIABLE = "KAFKA_BOOTSTRAP_SERVERS"
+VARIABLES = "PENSTOCK_BOOTSTRAP_SERVERS", VARIABLE
+"""As the settings read them: the first that is set."""
 # the image that testcontainers' start script is written for
 IMAGE = "confluentinc/cp-kafka:7.6.0"
 IMAGE_SETTINGS = {
@@ -46,18 +48,23 @@ class BrokerHandle:
 
 def choose_kind(docker: bool = False, environ: Mapping[str, str] = os.environ) -> Kind:
     """The kind that `resolve_broker` takes for the same arguments; looks at nothing but them."""
-    if environ.get(VARIABLE, "").strip():
+    if _named(environ) is not None:
         return "environment"
     return "docker" if docker else "embedded"
 
 
 def describe_kind(docker: bool = False, environ: Mapping[str, str] = os.environ) -> str:
     """What `resolve_broker` will use, as one line, before anything is started."""
-    return {
-        "environment": f"broker: {environ.get(VARIABLE, '').strip()} ({VARIABLE})",
-        "docker": f"broker: {IMAGE} in Docker ({VARIABLE} unset)",
-        "embedded": f"broker: embedded Apache Kafka {KAFKA_VERSION} ({VARIABLE} unset)",
-    }[choose_kind(docker, environ)]
+    if (named := _named(environ)) is not None:
+        return f"broker: {named[1]} ({named[0]})"
+    if docker:
+        return f"broker: {IMAGE} in Docker ({VARIABLE} unset)"
+    return f"broker: embedded Apache Kafka {KAFKA_VERSION} ({VARIABLE} unset)"
+
+
+def _named(environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """The variable that names a broker, and what it says."""
+    return next(((name, value) for name in VARIABLES if (value := environ.get(name, "").strip())), None)
 
 
 @contextmanager
@@ -77,8 +84,8 @@ def resolve_broker(
     line = describe_kind(docker, environ)
     match choose_kind(docker, environ):
         case "environment":
-            bootstrap = environ[VARIABLE].strip()
-            _require_listener(bootstrap)
+            variable, bootstrap = _named(environ) or (VARIABLE, "")
+            _require_listener(variable, bootstrap)
             yield BrokerHandle(bootstrap, "environment", line)
         case "docker":
             with _docker_broker() as bootstrap:
@@ -96,14 +103,14 @@ def report_fetch(done: int, total: int) -> None:
         sys.stderr.flush()
 
 
-def _require_listener(bootstrap: str) -> None:
+def _require_listener(variable: str, bootstrap: str) -> None:
     """A dead address would otherwise show as clients that wait and say nothing; TLS and SASL are left to them."""
     reasons = []
     for server in bootstrap.split(","):
         host, _, port = server.strip().rpartition(":")
         host = host.rpartition("://")[2].strip("[]")
         if not host or not port.isdigit():
-            raise BrokerError(f"{VARIABLE}={bootstrap}: {server.strip()!r} is not HOST:PORT.")
+            raise BrokerError(f"{variable}={bootstrap}: {server.strip()!r} is not HOST:PORT.")
         try:
             socket.create_connection((host, int(port)), timeout=5.0).close()
         except OSError as error:
@@ -111,7 +118,7 @@ def _require_listener(bootstrap: str) -> None:
         else:
             return
     raise BrokerError(
-        f"{VARIABLE}={bootstrap}: no broker accepts a connection ({'; '.join(reasons)}). "
+        f"{variable}={bootstrap}: no broker accepts a connection ({'; '.join(reasons)}). "
         "Start it, or unset the variable to use the embedded broker."
     )
 

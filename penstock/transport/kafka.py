@@ -206,7 +206,7 @@ class KafkaTransport:
         return self._producer.traffic.sent(api) > 1
 
     def subscribe(self, topics: Sequence[str], placement: Placement) -> None:
-        self._placement, self._topics = placement, list(topics)
+        self._placement, self._topics, self._heard_at = placement, list(topics), time.monotonic()
         self._readers.watch(topics, PATIENCE_S)
         for topic in topics:
             self.partitions(topic)  # raises where it is not there, or the broker is away
@@ -463,7 +463,10 @@ class KafkaTransport:
         return identity(self._client, topic, ANSWER_S)
 
     def trouble(self) -> str | None:
-        """A consumer fetches or at least beats all the time: what does not answer it is away, or the way there is."""
+        """A consumer fetches or at least beats all the time, once it is subscribed: what does not answer it then is
+        away, or the way there is."""
+        if self._placement is None:
+            return None
         heard, now = self._consumer.traffic.answers, time.monotonic()
         if heard != self._heard:
             self._heard, self._heard_at = heard, now
