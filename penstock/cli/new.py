@@ -2,6 +2,7 @@
 so that it is not taken for a module of Penstock.
 """
 
+import keyword
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -54,6 +55,8 @@ def make_pipeline(name: str, directory: Path) -> Path:
         TypeAdapter(Name).validate_python(name)
     except ValidationError:
         raise PlanError(f"{name!r} is no name of a pipeline. Use lower case letters, digits and underscores") from None
+    if keyword.iskeyword(name):
+        raise PlanError(f"{name!r} is a word of Python's own, so no module can be named so. Choose another name")
     if name in sys.stdlib_module_names or name == "penstock":
         raise PlanError(f"{name!r} is the name of a module that Python needs. Choose another")
     target = directory / name

@@ -153,6 +153,8 @@ def test_a_slot_on_the_command_line_is_checked_as_one_in_the_environment(tmp_pat
             "penstock: file/shop cannot be made: Not a directory. Choose another folder with --dir",
         ),
         ("new file", "penstock: file cannot be made: File exists"),
+        ("new class", "penstock: 'class' is a word of Python's own, so no module can be named so. Choose another name"),
+        ("new async", "penstock: 'async' is a word of Python's own"),
         ("schemas check damaged", "damaged/schemas.lock cannot be read: Is a directory. Restore the file from git."),
         ("schemas register damaged --url http://127.0.0.1:1", "penstock: damaged/schemas.lock cannot be read"),
         ("model show shop 1.0.0 --registry file", "penstock model: model shop 1.0.0: no manifest.json in file"),
@@ -185,6 +187,7 @@ def test_wrong_input_is_a_line_that_names_it(
     assert not line.startswith("{")
     assert failed.stderr.count("\n") <= 1
     assert capfd.readouterr() == ("", "")
+    assert {path.name for path in Path().iterdir()} <= {"folder", "damaged", "file", "cut.json", "plan.json"}
 
 
 def test_who_serves_is_asked_without_a_word_of_the_client(caplog: pytest.LogCaptureFixture) -> None:
