@@ -289,7 +289,7 @@ def fingerprint(value: Any) -> str:
 
 
 def load_object(path: str) -> Any:
-    """The object behind ``module:name``. Raises ``PlanError`` naming what is missing."""
+    """The object behind ``module:name``. Raises ``PlanError`` naming what is missing, or the line that is no Python."""
     module_name, _, attribute = path.partition(":")
     if not attribute:
         raise PlanError(f"{path!r} is not of the form module:name, e.g. pipelines.flights.pipeline:pipeline")
@@ -301,6 +301,8 @@ def load_object(path: str) -> Any:
                 f"{path!r}: no module {error.name!r} on the path. Run from the folder that holds it"
             ) from None
         raise
+    except SyntaxError as error:
+        raise PlanError(f"{error.filename}:{error.lineno}: {error.msg}. Mend that line, for {path!r}") from None
     for part in attribute.split("."):
         try:
             found = getattr(found, part)

@@ -226,6 +226,18 @@ def test_a_wrong_declaration_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert failed.stderr.count("\n") == 1
 
 
+def test_a_file_that_is_no_python_is_a_line_that_names_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "half_written.py").write_text("x = 1\ndef f(:\n")
+    failed = CliRunner().invoke(app, ["plan", "half_written:pipeline"])
+    assert failed.exit_code == 1
+    assert failed.stderr == (
+        f"penstock: {tmp_path}/half_written.py:2: invalid syntax. Mend that line, for 'half_written:pipeline'\n"
+    )
+
+
 def test_an_error_in_the_users_own_code_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "broken_pipeline.py").write_text("1 / 0\n")
