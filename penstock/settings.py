@@ -2,7 +2,7 @@
 test.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -31,6 +31,8 @@ class Settings(BaseSettings):
         except ValidationError as error:
             # not as its cause: pydantic shows every value, those of secrets too
             raise InvalidSettings("\n".join(_wrong(found, given) for found in error.errors())) from None
+        if wrong := list(self._unusable(given)):
+            raise InvalidSettings("\n".join(wrong))
 
     bootstrap_servers: str = Field(
         "127.0.0.1:9092",
@@ -113,6 +115,20 @@ class Settings(BaseSettings):
     metrics_port: int = Field(0, ge=0, le=65_535, description="their port; 0 picks a free one, -> the log says which")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="of the JSON logs on stderr")
 
+    def _unusable(self, given: Mapping[str, Any]) -> Iterator[str]:
+        """What is allowed by itself, and with which no client can connect."""
+        for name in ("ssl_ca_location", "ssl_certificate_location", "ssl_key_location"):
+            location = getattr(self, name)
+            if location is not None and not Path(location).exists():
+                what = Settings.model_fields[name].description
+                yield f"{_place(name, given)}={location!r} is not there. Name the {what}"
+        if self.security_protocol.startswith("SASL_") and self.sasl_mechanism is None:
+            field = Settings.model_fields["sasl_mechanism"]
+            yield (
+                f"{_place('sasl_mechanism', given)} is not set, and {_place('security_protocol', given)}="
+                f"{self.security_protocol!r} needs it. Give {field.description}"
+            )
+
     @property
     def snapshots(self) -> str:
         """Where snapshots and the crash journal lie: a folder or fsspec URL."""
@@ -134,12 +150,23 @@ class Settings(BaseSettings):
         return {name: value for name, value in client.items() if value is not None}
 
 
+def refused(why: str) -> InvalidSettings:
+    """Of what Kafka's client says when it does not take the settings."""
+    return InvalidSettings(
+        f"Kafka's client does not take the settings: {' '.join(why.split()).rstrip('.')}. "
+        f"Look at {PREFIX}SECURITY_PROTOCOL, {PREFIX}SASL_… and {PREFIX}SSL_…"
+    )
+
+
 def _wrong(error: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     name = str(error["loc"][0])
     field = Settings.model_fields[name]
-    where = name if name in given else f"{PREFIX}{name}".upper()
     value = "" if SecretStr in (field.annotation, *get_args(field.annotation)) else f"={error['input']!r}"
-    return f"{where}{value} is not allowed. Give {_allowed(field)}"
+    return f"{_place(name, given)}{value} is not allowed. Give {_allowed(field)}"
+
+
+def _place(name: str, given: Mapping[str, Any]) -> str:
+    return name if name in given else f"{PREFIX}{name}".upper()
 
 
 def _allowed(field: FieldInfo) -> str:

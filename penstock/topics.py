@@ -11,6 +11,7 @@ from typing import NamedTuple
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
+from penstock.connecting import connecting
 from penstock.plan import Plan
 from penstock.settings import Settings
 
@@ -51,8 +52,9 @@ class BrokerUnavailable(Exception):
 
 
 def admin_client(settings: Settings) -> AdminClient:
-    """A client that leaves it to us to say what is wrong."""
-    return AdminClient({**settings.kafka(), "log_level": 0, "reconnect.backoff.ms": 500})
+    """A client that leaves it to us to say what is wrong. Raises ``InvalidSettings``."""
+    with connecting():
+        return AdminClient({**settings.kafka(), "log_level": 0, "reconnect.backoff.ms": 500})
 
 
 def topic_specs(plan: Plan) -> list[TopicSpec]:

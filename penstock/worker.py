@@ -29,7 +29,7 @@ from penstock.pace import Pace
 from penstock.plan import AvroSchema, InputPlan, Plan, PlanError, StagePlan
 from penstock.recovery import IncompleteLogError
 from penstock.schemas.registry import ConfluentRegistry, UnknownSchemaId
-from penstock.settings import Settings
+from penstock.settings import InvalidSettings, Settings
 from penstock.slots import Slot, SlotTaken
 from penstock.snapshots.files import SnapshotFiles, Store
 from penstock.snapshots.taking import Snapshots
@@ -91,7 +91,7 @@ def run(plan: Plan, name: str, settings: Settings) -> int:
             log.info("%s of %s, with Kafka at %s", name, plan.pipeline, settings.bootstrap_servers)
             main = find_main(name)
             return main(plan, name, settings) if main is not None else _run_stage(plan, name, settings)
-    except (PlanError, SlotTaken, IncompleteLogError, Repartitioned, OSError) as error:
+    except (InvalidSettings, PlanError, SlotTaken, IncompleteLogError, Repartitioned, OSError) as error:
         log.error("%s", error)
         return 1
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from penstock.connecting import connecting
 from penstock.settings import Settings
 
 DEAD, REPLAYED = ".dead", ".replayed"
@@ -27,20 +28,20 @@ def pipeline_of(topic: str) -> str:
 
 
 def reading(settings: Settings) -> Consumer:
-    """A consumer that joins no group and commits nothing."""
-    return Consumer(
-        {
-            **settings.kafka(),
-            "group.id": "penstock.dead",  # librdkafka wants a name
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-            "fetch.wait.max.ms": 20,  # an end is only seen when a fetch comes back empty
-            "queued.max.messages.kbytes": 32_768,
-            "log_level": 0,  # it is left to us to say what is wrong
-        }
-    )
+    """A consumer that joins no group and commits nothing. Raises ``InvalidSettings``."""
+    config = {
+        **settings.kafka(),
+        "group.id": "penstock.dead",  # librdkafka wants a name
+        "enable.auto.commit": False,
+        "auto.offset.reset": "earliest",
+        "isolation.level": "read_committed",
+        "enable.partition.eof": True,
+        "fetch.wait.max.ms": 20,  # an end is only seen when a fetch comes back empty
+        "queued.max.messages.kbytes": 32_768,
+        "log_level": 0,  # it is left to us to say what is wrong
+    }
+    with connecting():
+        return Consumer(config)
 
 
 def bounds(consumer: Consumer, settings: Settings, topic: str) -> dict[int, tuple[int, int]]:

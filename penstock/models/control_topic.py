@@ -12,6 +12,7 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from penstock.connecting import connecting
 from penstock.models.control import CHAMPION, ControlCodec, ControlMessage, InForce, Lookup, Role, retirement
 from penstock.models.manifest import ModelError
 from penstock.models.matrix import matrix_for
@@ -33,7 +34,8 @@ class ControlReader:
     """Reads the topic from its beginning, committed messages only. Used by one thread. ``quiet``: what librdkafka says
     of its connections is not logged, for whoever asks is told.
 
-    Raises ``ControlUnavailable`` when the broker or the topic is not there.
+    Raises ``ControlUnavailable`` when the broker or the topic is not there, ``InvalidSettings`` where no client can
+    connect with them.
     """
 
     def __init__(
@@ -47,20 +49,20 @@ class ControlReader:
     ) -> None:
         self._topic = plan.topic("control").name
         self._codec = ControlCodec(plan, lookup)
-        self._consumer = Consumer(
-            {
-                **settings.kafka(),
-                "client.id": f"{plan.pipeline}.control",
-                # librdkafka wants a name; nothing joins or commits under it
-                "group.id": f"{plan.pipeline}.control",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-                "fetch.wait.max.ms": 100,
-                "log_level": 0 if quiet else _LOG_LEVEL,
-                "logger": log,
-            }
-        )
+        config = {
+            **settings.kafka(),
+            "client.id": f"{plan.pipeline}.control",
+            # librdkafka wants a name; nothing joins or commits under it
+            "group.id": f"{plan.pipeline}.control",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 100,
+            "log_level": 0 if quiet else _LOG_LEVEL,
+            "logger": log,
+        }
+        with connecting():
+            self._consumer = Consumer(config)
         try:
             partitions = self._partitions(settings, timeout)
         except ControlUnavailable:
@@ -156,17 +158,17 @@ def publish(
     topic = plan.topic("control").name
     delivered: list[tuple[KafkaError | None, Message]] = []
     report: Callable[[Any, Any], None] = lambda error, sent: delivered.append((error, sent))  # noqa: E731
-    producer = Producer(
-        {
-            **settings.kafka(),
-            "acks": "all",
-            "enable.idempotence": True,
-            "partitioner": "murmur2_random",
-            "message.timeout.ms": int(timeout * 1000),
-            "log_level": 0,
-            "logger": log,
-        }
-    )
+    config = {
+        **settings.kafka(),
+        "acks": "all",
+        "enable.idempotence": True,
+        "partitioner": "murmur2_random",
+        "message.timeout.ms": int(timeout * 1000),
+        "log_level": 0,
+        "logger": log,
+    }
+    with connecting():
+        producer = Producer(config)
     producer.produce(topic, ControlCodec(plan).encode(message), message.key, on_delivery=report)
     producer.flush(timeout + 5)
     error, sent = delivered[0] if delivered else (None, None)

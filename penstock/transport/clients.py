@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.records import Header
+from penstock.settings import refused
 from penstock.transport.descriptions import Descriptions
 from penstock.transport.librdkafka import (
     ASSIGN_PARTITIONS,
@@ -56,7 +57,8 @@ def _ms(seconds: float) -> int:
 
 
 class _Client:
-    """One ``rd_kafka_t``. ``config``: librdkafka's settings by name. Raises ``ValueError`` for one it does not take."""
+    """One ``rd_kafka_t``. ``config``: librdkafka's settings by name. Raises ``ValueError`` for one it does not take,
+    ``InvalidSettings`` where it cannot connect with them."""
 
     def __init__(self, kind: int, config: Mapping[str, Any], on_error: Callable[[int, str], None]) -> None:
         conf = rd.conf_new()
@@ -77,7 +79,7 @@ class _Client:
         self.handle = rd.new(kind, conf, text, _TEXT)
         if not self.handle:
             rd.conf_destroy(conf)
-            raise ValueError(f"Kafka client: {text.value.decode()}")
+            raise refused(text.value.decode(errors="replace"))
         rd.set_log_queue(self.handle, None)
 
     def _configure(self, conf: int) -> None: ...

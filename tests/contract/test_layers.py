@@ -17,6 +17,7 @@ SERVICES = {"penstock_ingest", "penstock_features", "penstock_inference", "penst
 KAFKA_CLIENT = {
     "penstock.transport.librdkafka",  # the only one on the way of a batch
     "penstock.transport.identity",  # asked at an assignment
+    "penstock.connecting",  # names the settings that the client does not take
     "penstock.topics",  # makes and checks topics
     "penstock.schemas.registry",  # the registry's client
     "penstock.models.control_topic",  # reads and writes NAME.control, beside the loop

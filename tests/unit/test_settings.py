@@ -1,5 +1,6 @@
 """Settings come from the environment, go to workers through it, and reach every client; secrets are never shown."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -10,6 +11,7 @@ from pydantic import SecretStr
 
 import penstock.transport.kafka as transport
 from penstock import topics
+from penstock.dead.topics import reading
 from penstock.local.supervisor import environment_of
 from penstock.models import control_topic
 from penstock.settings import InvalidSettings, Settings
@@ -63,6 +65,46 @@ def test_a_wrong_setting_is_told_by_its_variable_its_value_and_what_is_allowed(
     with pytest.raises(InvalidSettings) as told:
         Settings()
     assert str(told.value) == f"{variable}={value!r} is not allowed. Give {allowed}"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"PENSTOCK_SSL_CA_LOCATION": "/nosuch"},
+            "PENSTOCK_SSL_CA_LOCATION='/nosuch' is not there. Name the PEM file of the broker's certificate authority",
+        ),
+        (
+            {"PENSTOCK_SECURITY_PROTOCOL": "SASL_PLAINTEXT"},
+            "PENSTOCK_SASL_MECHANISM is not set, and PENSTOCK_SECURITY_PROTOCOL='SASL_PLAINTEXT' needs it. "
+            "Give PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
+        ),
+    ],
+)
+def test_settings_that_no_client_can_connect_with_are_told(
+    given: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidSettings) as told:
+        Settings()
+    assert str(told.value) == said
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        topics.admin_client,
+        reading,
+        lambda settings: control_topic.ControlReader(settings, plan()),
+        lambda settings: control_topic.publish(settings, plan(), "m", "1.0.0"),
+        lambda settings: clients.Producer(settings.kafka(), print, print),
+    ],
+    ids=["admin", "dead", "control", "publish", "transport"],
+)
+def test_what_a_client_does_not_take_is_said_of_the_settings(made: Callable[[Settings], object]) -> None:
+    with pytest.raises(InvalidSettings, match=r"does not take the settings: .*Look at PENSTOCK_SECURITY_PROTOCOL"):
+        made(Settings(security_protocol="SASL_PLAINTEXT", sasl_mechanism="SCRAM-SHA-256"))
 
 
 def test_every_wrong_setting_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,11 @@ def test_workers_get_the_settings_and_write_bytecode(
 
 def test_settings_come_back_from_the_environment_that_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(
-        bootstrap_servers="kafka:9093", security_protocol="SASL_SSL", sasl_password="secret", commit_interval_ms=50
+        bootstrap_servers="kafka:9093",
+        security_protocol="SASL_SSL",
+        sasl_mechanism="PLAIN",
+        sasl_password="secret",
+        commit_interval_ms=50,
     )
     for name, value in environment_of(settings).items():
         monkeypatch.setenv(name, value)
