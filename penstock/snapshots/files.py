@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from penstock.records import Partition, State
+from penstock.settings import InvalidSettings
 from penstock.transport.protocol import Position
 
 log = logging.getLogger(__name__)
@@ -62,14 +63,16 @@ class _Header(BaseModel):
 
 
 class Store:
-    """Files of each partition of one group below ``url``, any fsspec URL or path. Raises ``ValueError`` for one that
-    fsspec does not know, ``OSError`` for one that cannot be read or written."""
+    """Files of each partition of one group below ``url``, any fsspec URL or path. Raises ``InvalidSettings`` for one
+    that fsspec does not know, ``OSError`` for one that cannot be read or written."""
 
     def __init__(self, url: str, group: str) -> None:
         try:
             self._files, root = fsspec.core.url_to_fs(url)
-        except ImportError as error:
-            raise ValueError(f"{url!r}: {error}. Set PENSTOCK_SNAPSHOTS_URL to a folder or fsspec URL") from None
+        except (ValueError, ImportError) as error:
+            raise InvalidSettings(
+                f"PENSTOCK_SNAPSHOTS_URL={url!r} cannot be used: {error}. Set it to a folder or fsspec URL"
+            ) from None
         self._root = f"{str(root).rstrip('/')}/{group}"
 
     def path(self, partition: Partition, name: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from penstock_features.duplicates import Seen
 
 from penstock.records import Batch, Partition, Result, State
+from penstock.settings import InvalidSettings
 from penstock.snapshots import files as files_module
 from penstock.snapshots.files import Facts, SnapshotFiles
 from penstock.snapshots.taking import Snapshots
@@ -226,5 +227,5 @@ def test_a_store_that_cannot_be_written_stops_nothing(
 
 
 def test_a_url_that_nothing_understands_is_refused() -> None:
-    with pytest.raises(ValueError, match="nosuch"):
+    with pytest.raises(InvalidSettings, match=r"PENSTOCK_SNAPSHOTS_URL='nosuch://bucket' cannot be used: .*Set it to"):
         SnapshotFiles("nosuch://bucket", "g")
