@@ -11,6 +11,8 @@ from typing import NamedTuple
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from penstock.settings import InvalidSettings
+
 STUCK_S = 5.0
 """A loop that is longer than this in one call is not ready, whatever it waits for."""
 
@@ -77,7 +79,8 @@ class Health:
 
 
 class HealthServer:
-    """Serves on a thread of its own until ``close``. ``port`` is the one it got."""
+    """Serves on a thread of its own until ``close``. ``port`` is the one it got. Raises ``InvalidSettings`` where it
+    cannot listen."""
 
     def __init__(self, health: Health, host: str, port: int) -> None:
         class Answer(BaseHTTPRequestHandler):
@@ -106,7 +109,13 @@ class HealthServer:
             def log_message(self, format: str, *args: object) -> None:
                 """Scrapes are not worth a log line."""
 
-        self._server = ThreadingHTTPServer((host, port), Answer)
+        try:
+            self._server = ThreadingHTTPServer((host, port), Answer)
+        except OSError as error:
+            raise InvalidSettings(
+                f"/metrics and /health cannot listen on port {port} of {host}: {error.strerror}. Set "
+                "PENSTOCK_METRICS_PORT to a free port (0 finds one), or PENSTOCK_METRICS_HOST to one of this machine's"
+            ) from None
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)

@@ -7,21 +7,31 @@ import os
 from pathlib import Path
 from types import TracebackType
 
+from penstock.settings import InvalidSettings
+
 
 class SlotTaken(Exception):
     """Another process on this machine holds the slot."""
 
 
 class Slot:
-    """Held while entered; given back by the kernel even after kill -9."""
+    """Held while entered; given back by the kernel even after kill -9. Entering raises ``SlotTaken``, and
+    ``InvalidSettings`` where nothing can be written to ``state_dir``."""
 
     def __init__(self, state_dir: Path, group: str, number: int) -> None:
+        self._state_dir = state_dir
         self._path = state_dir / "slots" / f"{group}.{number}.lock"
         self._name = f"{group}.{number}"
 
     def __enter__(self) -> "Slot":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a+")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a+")
+        except OSError as error:
+            raise InvalidSettings(
+                f"PENSTOCK_STATE_DIR={str(self._state_dir)!r}: {self._path} cannot be written: {error.strerror}. "
+                "Set it to a folder that you may write to"
+            ) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -95,6 +95,29 @@ def test_a_worker_that_the_plan_has_not_is_told_which_it_has(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_worker_that_cannot_listen_or_write_names_the_setting(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = HealthServer(Health(), "127.0.0.1", 0)
+    try:
+        assert run(plan(), "features.shop", Settings(state_dir=tmp_path, metrics_port=server.port)) == 1
+    finally:
+        server.close()
+    assert run(plan(), "features.shop", Settings(state_dir=tmp_path, metrics_host="192.0.2.1")) == 1
+    assert run(plan(), "features.shop", Settings(state_dir=Path("/proc/x"))) == 1
+    said = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    taken, elsewhere, unwritable = (line["message"] for line in said if line["level"] == "ERROR")
+    assert taken == (
+        f"/metrics and /health cannot listen on port {server.port} of 127.0.0.1: Address already in use. Set "
+        "PENSTOCK_METRICS_PORT to a free port (0 finds one), or PENSTOCK_METRICS_HOST to one of this machine's"
+    )
+    assert "of 192.0.2.1: Cannot assign requested address. Set " in elsewhere
+    assert unwritable == (
+        "PENSTOCK_STATE_DIR='/proc/x': /proc/x/slots/shops.features.shop.0.lock cannot be written: No such file or "
+        "directory. Set it to a folder that you may write to"
+    )
+
+
 def test_a_worker_that_the_plan_has_names_the_package_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "entry_points", lambda group: [])
     with pytest.raises(PlanError, match=r"runs 'features\.feast' is not installed\. Install penstock-features$"):
