@@ -51,10 +51,18 @@ class BrokerUnavailable(Exception):
     """The broker did not answer or refused; the message names the mend."""
 
 
-def admin_client(settings: Settings) -> AdminClient:
-    """A client that leaves it to us to say what is wrong. Raises ``InvalidSettings``."""
+class Admin(AdminClient):  # type: ignore[misc]  # the library has no types
+    """Leaves it to us to say what is wrong, and knows whom it asks: ``servers``."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__({**settings.kafka(), "log_level": 0, "reconnect.backoff.ms": 500})
+        self.servers = settings.bootstrap_servers
+
+
+def admin_client(settings: Settings) -> Admin:
+    """The client of these settings. Raises ``InvalidSettings``."""
     with connecting():
-        return AdminClient({**settings.kafka(), "log_level": 0, "reconnect.backoff.ms": 500})
+        return Admin(settings)
 
 
 def topic_specs(plan: Plan) -> list[TopicSpec]:
@@ -79,7 +87,7 @@ def history_ms(plan: Plan) -> int:
     return max([*windows, waiting]) + copies + plan.lateness_ms + plan.event.future_ms
 
 
-def create_topics(admin: AdminClient, specs: Iterable[TopicSpec], replication: int = -1) -> list[str]:
+def create_topics(admin: Admin, specs: Iterable[TopicSpec], replication: int = -1) -> list[str]:
     """Makes the topics that are missing and returns their names. ``replication`` -1 takes the broker's default.
     Raises ``BrokerUnavailable``."""
     there = set(_partitions(admin))
@@ -99,7 +107,7 @@ def create_topics(admin: AdminClient, specs: Iterable[TopicSpec], replication: i
     return made
 
 
-def _await(admin: AdminClient, names: Iterable[str]) -> None:
+def _await(admin: Admin, names: Iterable[str]) -> None:
     """Until the broker's metadata lists them; a new topic is made a moment before."""
     deadline = time.monotonic() + 10
     while (absent := set(names) - _partitions(admin).keys()) and time.monotonic() < deadline:
@@ -108,7 +116,7 @@ def _await(admin: AdminClient, names: Iterable[str]) -> None:
         raise BrokerUnavailable(f"topic {min(absent)!r} was made and does not appear. Look at the broker's log")
 
 
-def check_topics(admin: AdminClient, specs: Iterable[TopicSpec]) -> list[Difference]:
+def check_topics(admin: Admin, specs: Iterable[TopicSpec]) -> list[Difference]:
     """Every way in which the broker's topics are not as needed. Raises ``BrokerUnavailable``."""
     specs = list(specs)
     partitions = _partitions(admin)
@@ -181,16 +189,17 @@ def _config(spec: TopicSpec) -> dict[str, str]:
     }
 
 
-def _partitions(admin: AdminClient) -> dict[str, int]:
+def _partitions(admin: Admin) -> dict[str, int]:
     try:
         return {name: len(topic.partitions) for name, topic in admin.list_topics(timeout=10).topics.items()}
     except KafkaException as error:
         raise BrokerUnavailable(
-            f"no answer from Kafka: {error.args[0].str()}. Look at KAFKA_BOOTSTRAP_SERVERS, or `penstock broker start`"
+            f"no answer from Kafka at {admin.servers}: {error.args[0].str()}. Look at KAFKA_BOOTSTRAP_SERVERS and "
+            "PENSTOCK_SECURITY_PROTOCOL, or `penstock broker start`"
         ) from None
 
 
-def _configs(admin: AdminClient, topics: list[str]) -> dict[str, dict[str, str]]:
+def _configs(admin: Admin, topics: list[str]) -> dict[str, dict[str, str]]:
     if not topics:
         return {}
     asked = admin.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in topics])

@@ -60,7 +60,7 @@ def bounds(consumer: Consumer, settings: Settings, topic: str) -> dict[int, tupl
     except KafkaException as error:
         raise TopicUnreadable(
             f"{topic} cannot be read at {settings.bootstrap_servers}: {error.args[0].str()}. "
-            "Look at KAFKA_BOOTSTRAP_SERVERS, or `penstock broker start`"
+            "Look at KAFKA_BOOTSTRAP_SERVERS and PENSTOCK_SECURITY_PROTOCOL, or `penstock broker start`"
         ) from None
 
 

@@ -15,11 +15,12 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConsumerGroupDescription, OffsetSpec, TopicDescription
+from confluent_kafka.admin import ConsumerGroupDescription, OffsetSpec, TopicDescription
 
 from penstock.plan import Plan
 from penstock.records import Partition
 from penstock.settings import Settings
+from penstock.topics import Admin
 
 _silent = logging.getLogger("penstock.doctor.client")
 _silent.addHandler(logging.NullHandler())
@@ -46,7 +47,7 @@ class Deployment:
     plan: Plan
     settings: Settings
     folder: Path
-    admin: AdminClient
+    admin: Admin
     deadline: float
     lag_s: float = 60.0
     plan_file: str = "PLAN"

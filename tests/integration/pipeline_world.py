@@ -17,13 +17,13 @@ from typing import Any, Self
 import fastavro
 import orjson
 from confluent_kafka import OFFSET_BEGINNING, Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec
+from confluent_kafka.admin import NewPartitions, OffsetSpec
 
 from penstock.local.supervisor import Supervisor, Worker, run_command, tail
 from penstock.models.control_topic import promote
 from penstock.plan import Plan
 from penstock.settings import Settings
-from penstock.topics import create_topics, topic_specs
+from penstock.topics import admin_client, create_topics, topic_specs
 from pipelines.flights.replay import HEADER
 from pipelines.flights.replay import Message as Event
 from tests.chaos.kafka_log import KafkaLog
@@ -142,7 +142,7 @@ class World:
         self.schemas = Schemas(name, self.lock.read_text("utf-8").splitlines())
         self.events: list[Event] = []
         self.heard: list[str] = []
-        self._admin = AdminClient({"bootstrap.servers": bootstrap, **QUIET})
+        self._admin = admin_client(Settings(bootstrap_servers=bootstrap))
         specs = topic_specs(self.plan)
         create_topics(self._admin, specs)
         self.partitions = {spec.name: spec.partitions for spec in specs}

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import pytest
 from confluent_kafka import Message, Producer
-from confluent_kafka.admin import AdminClient
 from typer.testing import CliRunner
 
 from penstock import envelope
@@ -26,7 +25,7 @@ from penstock.local.resolve import BrokerHandle
 from penstock.plan import EventPlan, InputPlan, MonitorPlan, Plan, SchemaPlan, ServicePlan, StagePlan, TopicPlan
 from penstock.records import Header, Partition, Reason
 from penstock.settings import Settings
-from penstock.topics import create_topics, topic_specs
+from penstock.topics import admin_client, create_topics, topic_specs
 from tests.conftest import read_all_committed
 from tests.contract.test_readme import FENCE, section
 from tests.integration.pipeline_world import until
@@ -127,7 +126,7 @@ class Shop:
     def __init__(self, broker: str, name: str, folder: Path) -> None:
         self.broker, self.name, self.folder = broker, name, folder
         self.settings = Settings(bootstrap_servers=broker)
-        self.admin = AdminClient({"bootstrap.servers": broker, "log_level": 0})
+        self.admin = admin_client(self.settings)
         self.plan = plan_of(name)
         self.plan.save(folder / "plan.json")
         create_topics(self.admin, topic_specs(self.plan))

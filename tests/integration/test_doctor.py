@@ -28,7 +28,8 @@ from penstock.local.ports import free_port
 from penstock.local.resolve import resolve_broker
 from penstock.models.control_topic import promote, publish
 from penstock.plan import Plan
-from penstock.topics import create_topics, topic_specs
+from penstock.settings import Settings
+from penstock.topics import admin_client, create_topics, topic_specs
 from tests.integration.conftest import VERSION, Feed
 from tests.integration.pipeline_world import ROOT, World, until
 
@@ -246,7 +247,7 @@ def test_a_topic_of_other_partitions_fails_in_its_own_line(running: World) -> No
 
 
 def test_a_topic_that_is_gone_fails_in_its_own_line_and_is_asked_for_nothing_more(running: World) -> None:
-    admin = AdminClient({"bootstrap.servers": running.bootstrap})
+    admin = admin_client(Settings(bootstrap_servers=running.bootstrap))
     for deletion in admin.delete_topics([running.topic("alerts"), running.topic("raw")]).values():
         deletion.result(30)
     until("no topic", lambda: running.topic("raw") not in admin.list_topics(timeout=10).topics)
