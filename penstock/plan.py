@@ -288,11 +288,12 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_object(path: str) -> Any:
-    """The object behind ``module:name``. Raises ``PlanError`` naming what is missing, or the line that is no Python."""
+def load_object(path: str, example: str = "pipelines.flights.pipeline:pipeline") -> Any:
+    """The object behind ``module:name``, of which ``example`` is one for people. Raises ``PlanError`` naming what is
+    missing, or the line that is no Python."""
     module_name, _, attribute = path.partition(":")
     if not attribute:
-        raise PlanError(f"{path!r} is not of the form module:name, e.g. pipelines.flights.pipeline:pipeline")
+        raise PlanError(f"{path!r} is not of the form module:name, e.g. {example}")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -311,9 +312,9 @@ def load_object(path: str) -> Any:
     return found
 
 
-def load_function(path: str) -> Callable[..., Any]:
+def load_function(path: str, example: str = "pipelines.flights.functions:departed") -> Callable[..., Any]:
     """The function behind ``module:name``."""
-    found = load_object(path)
+    found = load_object(path, example)
     if not callable(found):
         raise PlanError(f"{path!r} is a {type(found).__name__}, not a function")
     return found  # type: ignore[no-any-return]  # callable() narrows to an untyped object

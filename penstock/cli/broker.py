@@ -15,6 +15,9 @@ from penstock.local.state import BrokerError, BrokerState, data_bytes, read_stat
 
 broker_app = typer.Typer(help="An embedded Kafka broker that keeps running.", no_args_is_help=True)
 
+LEAST_HEAP_MB = 64
+"""Kafka starts with it and takes records; below it the JVM says in words of its own why not."""
+
 DataDir = Annotated[Path, typer.Option(help="Folder of the broker's data; it is made if it is not there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -25,7 +28,7 @@ def start(
     port: Annotated[
         int | None, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1; the former or a free one if not given.")
     ] = None,
-    heap_mb: Annotated[int, typer.Option(help="Largest heap of the JVM, in MiB.")] = 512,
+    heap_mb: Annotated[int, typer.Option(min=LEAST_HEAP_MB, help="Largest heap of the JVM, in MiB.")] = 512,
     as_json: Json = False,
 ) -> None:
     """Start the broker and leave it running; tells its address if it already runs."""

@@ -1,7 +1,7 @@
 """``penstock dead list|show|stats|replay NAME.dead``: what died, why, and another try."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -58,15 +58,20 @@ def list_letters(
     """Letters by time, newest last."""
     with _told(as_json):
         chosen = _letters(topic, Filter(reason, stage, since, until))
-        newest = nlargest(limit, map(_facts, chosen), key=lambda facts: (facts["time"], facts["letter"]))[::-1]
+        newest = nlargest(limit, map(_facts, chosen), key=_when_and_where)[::-1]
+        others = Counter() if newest or as_json else _reasons(_letters(topic, Filter()))
     if as_json:
         for facts in newest:
             typer.echo(json.dumps(facts))
         return
+    if not newest:
+        there = ", ".join(f"{n:,} of stage {stage} for {reason!r}" for (stage, reason), n in others.most_common())
+        typer.echo(_printable(f"no such letter in {topic}; there are {there}" if there else f"no letters in {topic}"))
+        return
     table = _table("letter", "time", "stage", "reason", "origin", "size", "message")
     # what names a letter is never cut, and the message before anything else
     table.expand, table.columns[-1].ratio = True, 1
-    table.columns[0].min_width = max((len(f["letter"]) for f in newest), default=0)
+    table.columns[0].min_width = max(len(f["letter"]) for f in newest)
     for f in newest:
         cells = f["letter"], f["time"][:19], f["stage"], f["reason"], f["origin"] or "unknown", f"{f['size']:,}"
         table.add_row(*(Text(_printable(cell)) for cell in (*cells, f["message"])))
@@ -173,7 +178,7 @@ def replay_letters(
 ) -> None:
     """Send the records of letters into the pipeline again, each once however often this is called."""
     with _told(as_json):
-        function = None if patch is None else load_function(patch)
+        function = None if patch is None else load_function(patch, "mends:amount")
         options = Options(to, function, rate, limit, max_attempts, dry_run)
         progress = Console(stderr=True)
 
@@ -224,6 +229,16 @@ def _lookup(settings: Settings, plan: Path | None, lock: Path | None) -> Lookup 
 
         return schema_lookup(Plan.load(plan), settings)
     return ConfluentRegistry.from_settings(settings).schema if settings.schema_registry_url else None
+
+
+def _reasons(found: Iterable[Letter]) -> Counter[tuple[str, str]]:
+    """How many there are of each stage and reason."""
+    return Counter((letter.stage, letter.reason) for letter in found)
+
+
+def _when_and_where(facts: dict[str, Any]) -> tuple[str, int, int]:
+    partition, offset = map(int, facts["letter"].split("@"))
+    return facts["time"], partition, offset
 
 
 def _grouped(found: Iterable[Letter], by: str | None) -> list[dict[str, Any]]:

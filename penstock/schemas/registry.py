@@ -217,7 +217,10 @@ class ConfluentRegistry:
                 f"the registry {self.url} answered {error.http_status_code} for {what}: {error.error_message}"
             ) from None
         except (HTTPError, OSError) as error:
-            raise TransientLookupError(f"the registry {self.url} could not be asked for {what}: {error}") from None
+            raise TransientLookupError(
+                f"the registry {self.url} could not be asked for {what}: {error}. Start it, or set "
+                "PENSTOCK_SCHEMA_REGISTRY_URL to where it is"
+            ) from None
 
 
 def _text(schema: Mapping[str, Any]) -> Any:

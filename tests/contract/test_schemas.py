@@ -127,3 +127,4 @@ def test_register_says_so_when_the_registry_is_down(folder: Path) -> None:
 
     assert result.exit_code == 1
     assert "http://127.0.0.1:9 could not be asked" in json.loads(result.output)["error"]
+    assert "Start it, or set PENSTOCK_SCHEMA_REGISTRY_URL to where it is" in json.loads(result.output)["error"]

@@ -202,6 +202,7 @@ def shop(broker: BrokerHandle, kafka_topic_prefix: str, tmp_path: Path) -> Itera
 
 def test_letters_are_listed_and_counted_to_the_end_of_a_log_that_ends_in_a_marker(shop: Shop) -> None:
     assert json.loads(shop.call("stats", "--json")) == {"total": 0, "groups": []}
+    assert shop.call("list") == f"no letters in {shop.name}.dead\n"
     for n in range(5):
         shop.bury(shop.order(n, "1"))
     shop.bury(b"\7", "bad magic")
@@ -225,6 +226,10 @@ def test_letters_are_listed_and_counted_to_the_end_of_a_log_that_ends_in_a_marke
     assert groups[0]["first"] == lines[0]["time"]
     assert groups[0]["bucket"] == lines[0]["time"][:10]
     assert "6 letters in" in shop.call("stats")
+    assert shop.call("list", "--reason", "wrongtype") == (
+        f"no such letter in {shop.name}.dead; there are 5 of stage ingest for 'wrong type', "
+        "1 of stage ingest for 'bad magic'\n"
+    )
     table = shop.call("list")
     assert "bad magic" in table
     assert "\x1b" not in table

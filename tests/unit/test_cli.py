@@ -1,14 +1,18 @@
 """The command: its modules are loaded when called, and what goes wrong for a known reason is one line."""
 
+import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from penstock.cli import dead
 from penstock.cli.app import SUB_COMMANDS, app, load_command
+from penstock.dead.letters import Letter, Place
 from penstock.models.control_topic import ControlUnavailable, read_control
 from penstock.plan import PlanError
 from penstock.settings import Settings
@@ -164,7 +168,10 @@ def test_a_slot_on_the_command_line_is_checked_as_one_in_the_environment(tmp_pat
         ("dead list shop", "penstock dead: 'shop' is no topic of dead letters"),
         ("dead show shop.dead 0@0 --plan nosuch.json", "penstock dead: no plan at nosuch.json"),
         ("dead show shop.dead 0@0 --lock folder", "penstock dead: folder cannot be read: Is a directory"),
-        ("dead replay shop.dead --patch nosuch", "penstock dead: 'nosuch' is not of the form module:name"),
+        (
+            "dead replay shop.dead --patch nosuch",
+            "penstock dead: 'nosuch' is not of the form module:name, e.g. mends:amount",
+        ),
         ("broker start --data-dir /proc/x", "penstock broker: the folder /proc/x cannot be made or written to"),
         ("broker start --data-dir file", "penstock broker: file/broker.json cannot be read: Not a directory"),
         ("broker stop --data-dir file", "penstock broker: file/broker.json cannot be read: Not a directory"),
@@ -196,10 +203,32 @@ def test_who_serves_is_asked_without_a_word_of_the_client(caplog: pytest.LogCapt
     assert caplog.messages == []
 
 
-def test_a_port_that_is_none_is_refused() -> None:
-    failed = CliRunner().invoke(app, ["broker", "start", "--port", "99999999"])
+@pytest.mark.parametrize(
+    ("option", "value", "limit"),
+    [("--port", "99999999", "65535"), ("--heap-mb", "1", "64"), ("--heap-mb", "-5", "64")],
+)
+def test_a_number_that_a_broker_cannot_start_with_is_refused(option: str, value: str, limit: str) -> None:
+    failed = CliRunner().invoke(app, ["broker", "start", option, value])
     assert failed.exit_code == 2
-    assert "--port" in failed.stderr
+    assert option in failed.stderr
+    assert limit in failed.stderr
+
+
+def test_letters_of_one_millisecond_are_listed_by_number_and_those_there_are_where_none_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    facts = {"penstock.reason": "wrong type", "__connect.errors.stage": "ingest"}
+    found = [
+        Letter(Place("shop.dead", 3, n), datetime(2026, 1, 1, tzinfo=UTC), None, b"", [], facts) for n in (10, 2, 11, 1)
+    ]
+    monkeypatch.setattr(dead, "letters", lambda _, __, chosen: filter(chosen.takes, found))
+    listed = CliRunner().invoke(app, ["dead", "list", "shop.dead", "--json"])
+    assert [json.loads(line)["letter"] for line in listed.stdout.splitlines()] == ["3@1", "3@2", "3@10", "3@11"]
+    none = CliRunner().invoke(app, ["dead", "list", "shop.dead", "--reason", "wrongtype"])
+    assert (none.exit_code, none.stdout) == (
+        0,
+        "no such letter in shop.dead; there are 4 of stage ingest for 'wrong type'\n",
+    )
 
 
 @pytest.mark.parametrize("out", ["file/plan.json", "folder"])
