@@ -6,14 +6,19 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from penstock.plan import Plan
+from penstock.models.manifest import ModelError
+from penstock.plan import Plan, PlanError
 
 
 def main(source: str, plan_path: str, models_url: str) -> None:
-    """Print what is being done, then the version."""
+    """Print what is being done, then the version, or in one line why there is none: exit status 1."""
     sys.path.insert(0, str(Path.cwd()))
     train = import_module(f"{source.partition(':')[0].rpartition('.')[0]}.train")
-    sys.stdout.write(train.train(models_url, Plan.load(Path(plan_path)), lambda line: print(line, flush=True)) + "\n")  # noqa: T201
+    try:
+        version = train.train(models_url, Plan.load(Path(plan_path)), lambda line: print(line, flush=True))  # noqa: T201
+    except (ModelError, PlanError, OSError) as error:
+        raise SystemExit(str(error)) from None
+    sys.stdout.write(version + "\n")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ class Manifest(Described):
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "content"
             raise ModelError(
-                f"{where}: {field}: {first['msg']}. Register the version again, under a new number"
+                f"{where}: {field}: {first['msg']}. "
+                "Restore the file, or move its folder away and register the version again"
             ) from None
 
     @staticmethod

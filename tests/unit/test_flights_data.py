@@ -135,6 +135,14 @@ def test_weather_is_the_reading_of_the_hour_at_the_airport_or_null(tmp_path: Pat
     assert flights[0]["sched_dow"] == 2
 
 
+def test_a_cached_table_that_is_damaged_is_named_with_the_mend(tmp_path: Path) -> None:
+    for name in ("departures", "landings"):
+        (tmp_path / f"{name}-v{data.VERSION}.parquet").write_bytes(bytes(range(256)))
+    file = tmp_path / f"departures-v{data.VERSION}.parquet"
+    with pytest.raises(OSError, match=f"{file} cannot be read: .*. Delete {file}, and it is made anew$"):
+        data.load(tmp_path)
+
+
 def test_the_cached_tables_are_the_ones_that_were_read(tmp_path: Path, year: Flights) -> None:
     first, again = data.load(tmp_path), data.load(tmp_path)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["departures-v1.parquet", "landings-v1.parquet"]
