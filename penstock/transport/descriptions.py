@@ -1,14 +1,21 @@
-"""Asks the broker about topics and a group over a client's own connections. The answers are fetched later, so that
-nobody waits for a broker that is slow or away, and it takes neither a thread nor a second client.
+"""Asks the broker about topics and a group over a client's own connections.
+
+Topics are asked for now and answered later. The group is asked for when that answer has come, so that the broker is
+there, and waited for: the call that would not wait, ``DescribeConsumerGroups``, loses its answer or its process where
+the connection to the group's coordinator ends meanwhile (librdkafka's issue 4605, pull request 5397).
 """
 
+import struct
 from collections.abc import Iterable, Iterator, Mapping
-from ctypes import byref, c_char_p, c_size_t
+from ctypes import POINTER, byref, c_char_p, c_size_t, string_at
 from dataclasses import dataclass
 from typing import Any
 
 from penstock.records import Partition
-from penstock.transport.librdkafka import DESCRIBED_GROUPS, DESCRIBED_TOPICS, NO_ERROR, STABLE, named, rd
+from penstock.transport.librdkafka import DESCRIBED_TOPICS, NO_ERROR, Groups, rd
+
+GROUP_MS = 500
+"""How long the group is waited for; a cluster with a broker that is down takes all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +27,8 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """A group as its coordinator has it: ``assigned`` by instance id. ``stable``: no rebalance is under way."""
+    """A group as its coordinator has it: ``assigned`` by client id, which is the slot. ``stable``: no rebalance is
+    under way."""
 
     stable: bool
     assigned: Mapping[str, frozenset[Partition]]
@@ -32,6 +40,7 @@ class Descriptions:
     def __init__(self, client: int) -> None:
         self._client = client
         self._queue = rd.queue_new(client)
+        self._group = ""
         self.outstanding = 0
 
     def ask(self, topics: Iterable[str], group: str) -> None:
@@ -41,27 +50,53 @@ class Descriptions:
         collection = rd.TopicCollection_of_topic_names(asked, len(names))
         rd.DescribeTopics(self._client, collection, None, self._queue)
         rd.TopicCollection_destroy(collection)
-        rd.DescribeConsumerGroups(self._client, (c_char_p * 1)(group.encode()), 1, None, self._queue)
-        self.outstanding += 2
+        self._group = group
+        self.outstanding += 1
 
     def answers(self, wait_s: float = 0.0) -> Iterator[Counts | Members]:
         """Those that are there; waits for the first one only."""
         while self.outstanding and (event := rd.queue_poll(self._queue, round(wait_s * 1000))):
             wait_s = 0.0
             try:
-                kind = rd.event_type(event)
-                self.outstanding -= kind in (DESCRIBED_TOPICS, DESCRIBED_GROUPS)
-                if rd.event_error(event) != NO_ERROR:
-                    continue
-                if kind == DESCRIBED_TOPICS:
+                described = rd.event_type(event) == DESCRIBED_TOPICS
+                self.outstanding -= described
+                if described and rd.event_error(event) == NO_ERROR:
                     yield _counts(rd.event_DescribeTopics_result(event))
-                elif kind == DESCRIBED_GROUPS:
-                    yield from _members(rd.event_DescribeConsumerGroups_result(event))
+                    yield from self._members()
             finally:
                 rd.event_destroy(event)
 
+    def _members(self) -> Iterator[Members]:
+        found = POINTER(Groups)()
+        if rd.list_groups(self._client, self._group.encode(), byref(found), GROUP_MS) != NO_ERROR:
+            return
+        try:
+            for group in found.contents.groups[: found.contents.group_cnt]:
+                if group.err == NO_ERROR and group.group.decode() == self._group:
+                    members = group.members[: group.member_cnt]
+                    given = {m.client_id.decode(): string_at(m.assignment, m.assignment_size) for m in members}
+                    yield Members(group.state == b"Stable", {name: _assigned(what) for name, what in given.items()})
+        finally:
+            rd.group_list_destroy(found)
+
     def close(self) -> None:
         rd.queue_destroy(self._queue)
+
+
+def _assigned(content: bytes) -> frozenset[Partition]:
+    """What Kafka's consumer protocol says is assigned: a version, then each topic with its partitions."""
+    found: list[Partition] = []
+    at = 2
+    (topics,) = struct.unpack_from(">i", content, at) if len(content) > at else (0,)
+    at += 4
+    for _ in range(topics):
+        (length,) = struct.unpack_from(">h", content, at)
+        topic = content[at + 2 : at + 2 + length].decode()
+        (count,) = struct.unpack_from(">i", content, at + 2 + length)
+        numbers = struct.unpack_from(f">{count}i", content, at + 6 + length)
+        found += [Partition(topic, number) for number in numbers]
+        at += 6 + length + 4 * count
+    return frozenset(found)
 
 
 def _listed(listing: Any, of: int) -> list[int]:
@@ -77,16 +112,3 @@ def _counts(result: int) -> Counts:
             name: bytes = rd.TopicDescription_name(topic)
             counts[name.decode()] = len(_listed(rd.TopicDescription_partitions, topic))
     return Counts(counts)
-
-
-def _members(result: int) -> Iterator[Members]:
-    for group in _listed(rd.DescribeConsumerGroups_result_groups, result):
-        if rd.error_code(rd.ConsumerGroupDescription_error(group)) != NO_ERROR:
-            continue
-        assigned: dict[str, frozenset[Partition]] = {}
-        for number in range(rd.ConsumerGroupDescription_member_count(group)):
-            member = rd.ConsumerGroupDescription_member(group, number)
-            places = named(rd.MemberAssignment_partitions(rd.MemberDescription_assignment(member)))
-            instance: bytes = rd.MemberDescription_group_instance_id(member) or b""
-            assigned[instance.decode()] = frozenset(Partition(at.topic, at.partition) for at in places)
-        yield Members(rd.ConsumerGroupDescription_state(group) == STABLE, assigned)

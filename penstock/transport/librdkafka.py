@@ -20,8 +20,8 @@ RECORD_LIST_TOO_LARGE, INVALID_TIMESTAMP, INVALID_MSG, INVALID_PRODUCER_EPOCH = 
 FENCED_INSTANCE_ID, INVALID_RECORD = 82, 87
 END_TXN, TXN_OFFSET_COMMIT = 26, 28
 """API keys."""
-DESCRIBED_GROUPS, DESCRIBED_TOPICS, STABLE = 0x4000, 0x100000, 3
-"""Kinds of events, and a group's state."""
+DESCRIBED_TOPICS = 0x100000
+"""A kind of events."""
 
 
 class TopicPartition(ctypes.Structure):
@@ -99,6 +99,43 @@ class TopicFacts(ctypes.Structure):
         ("partitions", POINTER(PartitionFacts)),
         ("err", c_int),
     )
+
+
+class MemberFacts(ctypes.Structure):
+    """``rd_kafka_group_member_info``."""
+
+    _fields_ = (
+        ("member_id", c_char_p),
+        ("client_id", c_char_p),
+        ("client_host", c_char_p),
+        ("metadata", c_void_p),
+        ("metadata_size", c_int),
+        ("assignment", c_void_p),
+        ("assignment_size", c_int),
+    )
+
+
+class GroupFacts(ctypes.Structure):
+    """``rd_kafka_group_info``."""
+
+    _fields_ = (
+        ("broker_id", c_int32),
+        ("broker_host", c_char_p),
+        ("broker_port", c_int),
+        ("group", c_char_p),
+        ("err", c_int),
+        ("state", c_char_p),
+        ("protocol_type", c_char_p),
+        ("protocol", c_char_p),
+        ("members", POINTER(MemberFacts)),
+        ("member_cnt", c_int),
+    )
+
+
+class Groups(ctypes.Structure):
+    """``rd_kafka_group_list``."""
+
+    _fields_ = (("groups", POINTER(GroupFacts)), ("group_cnt", c_int))
 
 
 class Metadata(ctypes.Structure):
@@ -205,16 +242,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "TopicDescription_name": (c_char_p, _P),
     "TopicDescription_error": (_P, _P),
     "TopicDescription_partitions": (_N, _P, POINTER(c_size_t)),
-    "DescribeConsumerGroups": (None, _P, POINTER(c_char_p), _S, _P, _P),
-    "event_DescribeConsumerGroups_result": (_P, _P),
-    "DescribeConsumerGroups_result_groups": (_N, _P, POINTER(c_size_t)),
-    "ConsumerGroupDescription_error": (_P, _P),
-    "ConsumerGroupDescription_state": (_I, _P),
-    "ConsumerGroupDescription_member_count": (_S, _P),
-    "ConsumerGroupDescription_member": (_P, _P, _S),
-    "MemberDescription_group_instance_id": (c_char_p, _P),
-    "MemberDescription_assignment": (_P, _P),
-    "MemberAssignment_partitions": (_L, _P),
+    "list_groups": (_I, _P, c_char_p, POINTER(POINTER(Groups)), _I),
+    "group_list_destroy": (None, POINTER(Groups)),
 }
 """Function, without its ``rd_kafka_`` → what it returns, what it is given."""
 

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
+from penstock.connecting import connecting
 from penstock.plan import Plan
 from penstock.records import NO_TIME, Partition, watermark_of
 from penstock.settings import Settings
@@ -45,7 +46,9 @@ class Sources:
         self._watched = [Partition(topic, n) for topic in watched for n in range(plan.partitions)]
         profiles = [Partition(self._profiles, n) for n in range(plan.partitions)]
         self._latest = {TopicPartition(*at): OffsetSpec.latest() for at in (*self._watched, *profiles)}
-        self._admin = admin_client(settings)
+        self._settings, self._admin = settings, admin_client(settings)
+        with connecting():  # it joins nothing: a consumer of the group asks for what the group has committed
+            self._consumer = Consumer({**settings.kafka(), "group.id": self._group, "log_level": 0})
         self._still = Stillness(plan.monitors.idle_ms / 1000, clock)
         self._bootstrap, self._clock = settings.bootstrap_servers, clock
         self._silence_s = max(SILENCE_S, settings.session_timeout_ms / 2000)
@@ -57,6 +60,8 @@ class Sources:
             # committed before ends: what is committed in between is not claimed to be below them
             committed, ends = self._committed(), self._ends()
         except (KafkaException, TimeoutError) as error:
+            # after an outage a client may ask with the leader's former epoch for ever
+            self._admin = admin_client(self._settings)
             why = error.args[0].str() if isinstance(error, KafkaException) else "no answer in time"
             raise BrokerUnavailable(f"how far {self._group!r} has come is not known: {why}") from None
         self._heard_at = self._clock()
@@ -71,12 +76,14 @@ class Sources:
         return f"nothing was heard of Kafka at {self._bootstrap} for {silent:.0f} s"
 
     def _committed(self) -> dict[Partition, Position]:
-        asked = self._admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(self._group)], request_timeout=TIMEOUT_S
-        )
+        # an admin client's own call may wait for ever for a coordinator that was away (librdkafka's issue 4605)
+        found = self._consumer.committed([TopicPartition(*at) for at in self._watched], TIMEOUT_S)
+        for at in found:
+            if at.error is not None:
+                raise KafkaException(at.error)
         return {
             Partition(at.topic, at.partition): Position(at.offset, watermark_of(at.metadata))
-            for at in asked[self._group].result(2 * TIMEOUT_S).topic_partitions
+            for at in found
             if at.offset >= 0
         }
 
