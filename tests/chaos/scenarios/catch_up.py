@@ -81,6 +81,6 @@ def read_backlog(trial: Trial, workers: int, backlog: int) -> None:
     # the rate is measured from the first prediction on: before that processes start
     until("the first prediction", lambda: trial.watcher.at["predictions"], PATIENCE_S, 0.02)
     until("every fate", trial.finished, PATIENCE_S, 0.1)
-    seen = [at for _, at, _ in trial.watcher.at["predictions"]]
-    took = max(seen[-1] - seen[0], 0.1)
-    trial.result.notes[f"{days:.0f} days by {workers} worker(s) of a stage"] = f"{len(seen) / took:.0f} predictions/s"
+    appended = [at for at, _, _ in trial.watcher.at["predictions"]]  # when the broker had it, ms
+    rate = len(appended) * 1000 / max(max(appended) - min(appended), 1)
+    trial.result.notes[f"{days:.0f} days by {workers} worker(s) of a stage"] = f"{rate:.0f} predictions/s"
