@@ -127,7 +127,7 @@ def test_a_worker_is_ready_soon_and_imports_no_feast(idle: World, stage: str, tm
 def test_sigterm_commits_what_is_in_hand_and_the_next_start_goes_on_behind_it(
     idle: World, feed: Feed, tmp_path: Path
 ) -> None:
-    sent = idle.send(feed.take(8000))
+    sent = idle.send(feed.take(2000))
     total = sum(event.topic == "raw" for event in sent)
     events = Arrivals(idle.bootstrap, {idle.topic("events"): idle.plan.partitions})
     try:

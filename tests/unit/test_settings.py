@@ -157,7 +157,7 @@ def test_sasl_reaches_every_client(secure: Settings, monkeypatch: pytest.MonkeyP
     for module in (transport, control_topic):
         monkeypatch.setattr(module, "Producer", client)
         monkeypatch.setattr(module, "Consumer", client)
-    monkeypatch.setattr(topics, "AdminClient", client)
+    monkeypatch.setattr(topics, "Admin", lambda settings: client(settings.kafka()))
     transport.KafkaTransport(secure, "shop.ingest", "ingest")
     topics.admin_client(secure)
     with pytest.raises(control_topic.ControlUnavailable):
