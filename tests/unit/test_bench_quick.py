@@ -8,7 +8,6 @@ from rich.console import Console
 
 from bench.run import CASES, run_cases
 
-
 VARIANTS = {"ingest_json", "features_all", "inference_trees", "latency_20k"}
 """Run by the same code as the cases before them."""
 KINDS = [name for name in CASES if name not in VARIANTS]
