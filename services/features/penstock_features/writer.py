@@ -273,8 +273,6 @@ class FeastWriter:
 
     def lost(self, partitions: Iterable[Partition]) -> None:
         gone = set(partitions)
-        for partition in gone:  # its new owner tells the lag from now on
-            telemetry.LAG_RECORDS.labels(self._stage, partition.topic, str(partition.number)).set(0)
         self._lanes = {p: lane for p, lane in self._lanes.items() if p not in gone}
         self._held -= gone
         self._undecoded = [
@@ -283,7 +281,7 @@ class FeastWriter:
             if len(kept := records.without({p.number for p in gone if p.topic == records.topic}))
         ]
         for partition in gone:
-            tell_lag(self._stage, partition, 0, 0.0)
+            tell_lag(self._stage, partition, 0, 0.0)  # its new owner tells it from now on
         telemetry.ASSIGNED.labels(self._stage).set(len(self._lanes))
 
 
