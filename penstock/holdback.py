@@ -11,18 +11,24 @@ from collections.abc import Mapping, Sequence
 
 from penstock.intake import Intake
 from penstock.records import NO_TIME, Partition
-from penstock.transport.protocol import Position, Transport, Unavailable
+from penstock.transport.protocol import Fenced, Position, Transport, Unavailable
 
 log = logging.getLogger(__name__)
+
+UNHEARD_S = 30.0
+"""A client that learns nothing of the partitions for as long, while the broker answers it otherwise, does not recover
+by itself (seen after connections were reset), and its worker would stand still for ever."""
 
 
 class Holdback:
     """Of one loop; nothing is held where the intake does not merge. Partitions that are added to a topic count as soon
-    as they are heard of."""
+    as they are heard of. ``why``: nothing is heard of the partitions, and the broker's word."""
 
     def __init__(self, transport: Transport, intake: Intake, topics: Sequence[str], lateness_ms: int) -> None:
         self._transport, self._intake, self._topics = transport, intake, topics
         self._slack_ms = lateness_ms // 2
+        self._heard = 0.0
+        self.why: str | None = None
 
     def forget(self) -> None:
         """Partitions moved: nothing goes on before the next look."""
@@ -31,22 +37,32 @@ class Holdback:
 
     def look(self, now: float) -> None:
         """Asks where the partitions are that have no row here to be merged, and says how far the others may go until
-        the next look. An own one that gives nothing for the intake's patience is not waited for."""
+        the next look. An own one that gives nothing for the intake's patience is not waited for. Raises ``Fenced``
+        where the client has hung."""
         if not self._intake.merges:
             return
+        try:
+            for topic in self._topics:
+                self._look_at(topic, now)
+        except Unavailable as error:  # what was heard last holds
+            log.warning("nothing heard of the other partitions: %s", error)
+            if self._transport.trouble() is not None or self.why is None:
+                self._heard = now
+            self.why = str(error)
+            if now - self._heard >= UNHEARD_S:
+                raise Fenced(f"nothing heard of the other partitions for {UNHEARD_S:.0f} s: {error}") from error
+        else:
+            self.why = None
+
+    def _look_at(self, topic: str, now: float) -> None:
         reached, waiting = self._intake.reached(), self._intake.waiting()
-        for topic in self._topics:
-            own = {partition for partition in self._intake.lanes if partition.topic == topic}
-            every = own | {Partition(topic, n) for n in range(self._transport.partitions(topic))}
-            empty = {p: reached[p] for p in own & reached.keys() - waiting if not self._intake.silent(p, now)}
-            try:
-                behind, furthest = self._behind(empty, every - own)
-            except Unavailable as error:  # what was heard last holds
-                log.warning("nothing heard of the other partitions: %s", error)
-                continue
-            # where none has more, whatever was read so far may go: what comes now comes later
-            read = max((self._intake.watermark(partition) for partition in own), default=NO_TIME)
-            self._intake.hold_after[topic] = min(behind, default=max(furthest, read)) + self._slack_ms
+        own = {partition for partition in self._intake.lanes if partition.topic == topic}
+        every = own | {Partition(topic, n) for n in range(self._transport.partitions(topic))}
+        empty = {p: reached[p] for p in own & reached.keys() - waiting if not self._intake.silent(p, now)}
+        behind, furthest = self._behind(empty, every - own)
+        # where none has more, whatever was read so far may go: what comes now comes later
+        read = max((self._intake.watermark(partition) for partition in own), default=NO_TIME)
+        self._intake.hold_after[topic] = min(behind, default=max(furthest, read)) + self._slack_ms
 
     def _behind(self, empty: Mapping[Partition, Position], elsewhere: set[Partition]) -> tuple[list[int], int]:
         """The watermarks of those that have more in the log, and the largest of all. ``empty``: own ones that were

@@ -264,6 +264,7 @@ class Loop:
         if not self.outbox:
             self.outbox.positions.update(self._untold())
         self._holdback.look(now)
+        self._observer.waiting("other partitions", self._holdback.why)
 
     def _untold(self) -> dict[Partition, Position]:
         """Where partitions stand beyond what was committed with their rows: past a log's last markers and aborted rows,
