@@ -20,28 +20,27 @@ from penstock.plan import AvroSchema, Plan
 
 COMMIT_MS = 20
 WARM_S, MEASURED_S = 5.0, 20.0
-PAIRS = 3
-"""Of ten single pairs at 20 k/s on two idle cores the ratios lay between 0.6 and 2.0."""
+LEAST = 3
+"""Pairs: of ten single ones at 20 k/s on two idle cores the ratios lay between 0.6 and 2.0."""
 STAGES = ("ingest", "features.card", "inference")
 
 
 def latency(
-    shop: Workshop, rate: int, warm_s: float = WARM_S, measured_s: float = MEASURED_S, pairs: int = PAIRS
+    shop: Workshop, rate: int, warm_s: float = WARM_S, measured_s: float = MEASURED_S, least: int = LEAST
 ) -> dict[str, Any]:
-    """p50 and p99 in ms at ``rate`` events per second: of the pair whose ratio is the median of at least ``pairs``."""
+    """p50 and p99 in ms at ``rate`` events per second, of the pair whose ratio is the median of at least ``least``."""
     title = f"{rate:,} events/s, three services"
-    repeats = max(pairs, shop.repeats)
-    found = []
+    pairs, repeats = [], max(least, shop.repeats)
     for number in range(repeats):
         shop.say(f"{title}: bare hops")
         bare = _bare(shop, rate, warm_s, measured_s)
         shop.say(f"{title}: run {number + 1} of {repeats}")
-        found.append((_ours(shop, rate, warm_s, measured_s), bare))
-    ratios = [ours["p99_ms"] / bare["p99_ms"] for ours, bare in found]
+        pairs.append((_ours(shop, rate, warm_s, measured_s), bare))
+    ratios = [ours["p99_ms"] / bare["p99_ms"] for ours, bare in pairs]
     middle = int(np.argsort(ratios)[len(ratios) // 2])
-    ours, bare = found[middle]
-    told = {"title": title, **ours, "ratio": round(ratios[middle], 3), "ratios": [round(r, 3) for r in ratios]}
-    return {**told, "baseline": bare}
+    ours, bare = pairs[middle]
+    found = {"title": title, **ours, "ratio": round(ratios[middle], 3), "ratios": [round(r, 3) for r in ratios]}
+    return {**found, "baseline": bare}
 
 
 def _ours(shop: Workshop, rate: int, warm_s: float, measured_s: float) -> dict[str, float]:

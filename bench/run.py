@@ -42,8 +42,8 @@ CASES: dict[str, Callable[[Workshop], dict[str, Any]]] = {
     "latency_20k": partial(latency, rate=20_000),
 }
 QUICK = {
-    "latency_5k": partial(latency, rate=500, warm_s=0.5, measured_s=1.5, pairs=1),
-    "latency_20k": partial(latency, rate=1_000, warm_s=0.5, measured_s=1.5, pairs=1),
+    "latency_5k": partial(latency, rate=500, warm_s=0.5, measured_s=1.5, least=1),
+    "latency_20k": partial(latency, rate=1_000, warm_s=0.5, measured_s=1.5, least=1),
 }
 
 

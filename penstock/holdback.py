@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 UNHEARD_S = 30.0
 """A client that learns nothing of the partitions for as long, while the broker answers it otherwise, does not recover
-by itself (seen after connections were reset), and its worker would stand still for ever."""
+by itself (seen after connections were reset), and its worker would stand still for ever. A question that is not
+answered takes as long, so that it is the second one in a row that ends a worker."""
 
 
 class Holdback:
@@ -50,7 +51,7 @@ class Holdback:
                 self._heard = now
             self.why = str(error)
             if now - self._heard >= UNHEARD_S:
-                raise Fenced(f"nothing heard of the other partitions for {UNHEARD_S:.0f} s: {error}") from error
+                raise Fenced(f"nothing heard of the other partitions for {now - self._heard:.0f} s: {error}") from error
         else:
             self.why = None
 

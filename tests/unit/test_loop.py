@@ -8,7 +8,7 @@ import pytest
 from penstock.loop import Loop
 from penstock.records import Partition
 from penstock.transport.memory import MemoryBroker, MemoryTransport
-from penstock.transport.protocol import Fenced, Polled, Unavailable
+from penstock.transport.protocol import Fenced, Polled, Position, Unavailable
 from tests.small_loop import DEAD, DROPPED, SOURCE, TARGET, Passing, small_loop
 
 LATENESS_MS = 1000
@@ -31,14 +31,13 @@ class Spied(MemoryTransport):
     def __init__(self, broker: MemoryBroker, slot: str) -> None:
         super().__init__(broker, "g", slot)
         self.asked: list[tuple[str, list[int]]] = []
-        self.owned: set[Partition] = set()
         self.deaf = False
         self.away: str | None = None
 
-    def bounds(self, partition: Partition) -> tuple[int, int]:
-        if self.deaf and partition not in self.owned:
-            raise Unavailable(f"Kafka was asked for the ends of {partition}: timed out")
-        return super().bounds(partition)
+    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, Position | None]:
+        if self.deaf:
+            raise Unavailable("Kafka was asked for what the group has committed: timed out")
+        return super().committed(partitions)
 
     def trouble(self) -> str | None:
         return self.away
@@ -214,17 +213,16 @@ def test_another_worker_that_has_nothing_to_read_holds_nobody() -> None:
 
 def test_a_client_that_learns_nothing_of_the_partitions_while_it_is_answered_otherwise_ends_its_worker() -> None:
     workers, (first, quick, client), _ = apart()
-    client.owned = set(first.intake.lanes)
     client.deaf, client.away = True, "nothing was heard of Kafka"
     workers.turn(first, times=300)  # 105 s
-    assert first._holdback.why == "Kafka was asked for the ends of in/1: timed out"
+    assert first._holdback.why == "Kafka was asked for what the group has committed: timed out"
     client.deaf = False
     workers.turn(first, times=3)
     assert first._holdback.why is None
     client.deaf, client.away = True, None
     workers.turn(first, times=80)  # 28 s
     assert first._holdback.why is not None
-    with pytest.raises(Fenced, match=r"nothing heard of the other partitions for 30 s: Kafka was asked for the ends"):
+    with pytest.raises(Fenced, match=r"nothing heard of the other partitions for 30 s: Kafka was asked for what"):
         workers.turn(first, times=10)
     assert quick.times[-1] <= 200 + LATENESS_MS // 2
 
