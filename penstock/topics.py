@@ -103,12 +103,12 @@ def create_topics(admin: Admin, specs: Iterable[TopicSpec], replication: int = -
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise BrokerUnavailable(f"topic {name!r} could not be made: {error.args[0].str()}") from None
-    _await(admin, made)
+    await_topics(admin, made)
     return made
 
 
-def _await(admin: Admin, names: Iterable[str]) -> None:
-    """Until the broker's metadata lists them; a new topic is made a moment before."""
+def await_topics(admin: Admin, names: Iterable[str]) -> None:
+    """Until the broker's metadata lists them; a new topic is made a moment before. Raises ``BrokerUnavailable``."""
     deadline = time.monotonic() + 10
     while (absent := set(names) - _partitions(admin).keys()) and time.monotonic() < deadline:
         time.sleep(0.02)

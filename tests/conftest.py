@@ -13,9 +13,11 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import NewTopic
 
 from penstock.local.resolve import BrokerHandle, describe_kind, resolve_broker
+from penstock.settings import Settings
+from penstock.topics import admin_client, await_topics
 from tests import not_run
 
 
@@ -68,7 +70,7 @@ def kafka_topic_prefix() -> str:
 @pytest.fixture
 def topic_factory(broker: BrokerHandle, kafka_topic_prefix: str) -> Iterator[TopicFactory]:
     """Makes topics `PREFIX.NAME` with LogAppendTime, as all of Penstock's are; they are deleted after the test."""
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    admin = admin_client(Settings(bootstrap_servers=broker.bootstrap))
     made: list[str] = []
 
     def make(name: str = "events", partitions: int = 4, **config: str) -> str:
@@ -77,6 +79,7 @@ def topic_factory(broker: BrokerHandle, kafka_topic_prefix: str) -> Iterator[Top
         settings |= {option.replace("_", "."): value for option, value in config.items()}
         admin.create_topics([NewTopic(topic, partitions, 1, config=settings)])[topic].result(30)
         made.append(topic)
+        await_topics(admin, [topic])
         return topic
 
     yield make

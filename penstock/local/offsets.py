@@ -21,7 +21,14 @@ MARKER = 1
 a topic may leave one behind the last row."""
 TIMEOUT_S = 15.0
 LOOK_EVERY_S = 0.03
-NOT_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE)
+NOT_YET = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+)
+"""Leaders of topics that were made just now may not know it yet, nor a client those of a broker that came back."""
 PATIENCE_S = 2 * TIMEOUT_S
 """The request ends by itself before."""
 
@@ -77,7 +84,8 @@ class OffsetReader:
     """Reads ``Offsets`` of a plan, or of some of its stages and their inputs: one request for all ends, one a group."""
 
     def __init__(self, plan: Plan, settings: Settings, stages: Sequence[StagePlan] | None = None) -> None:
-        self._plan, self._stages = plan, stages if stages is not None else plan.stages
+        self._plan, self._settings = plan, settings
+        self._stages = stages if stages is not None else plan.stages
         topics = {source.topic for stage in self._stages for source in stage.inputs}
         writers = [topic for stage in plan.stages for topic in stage.outputs]
         self._markers = {topic.name: max(MARKER, writers.count(topic.name)) for topic in plan.topics}
@@ -119,11 +127,11 @@ class OffsetReader:
                     Partition(p.topic, p.partition): answer.result(PATIENCE_S).offset for p, answer in asked.items()
                 }
             except KafkaException as error:
-                # the leaders of topics that were made just now may not know it yet
                 passing = error.args[0].retriable() or error.args[0].code() in NOT_YET
                 if not passing or time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
+            self._admin = admin_client(self._settings)  # librdkafka's admin client may keep a leader's epoch for ever
 
 
 class Watch:

@@ -3,18 +3,22 @@
 import io
 import json
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from time import monotonic
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import NewTopic
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from penstock.local import offsets
 from penstock.local.drift_history import DriftHistory
 from penstock.local.live import view
 from penstock.local.offsets import FAR, OffsetReader, Offsets, Watch
@@ -246,6 +250,33 @@ def test_an_offset_that_another_tool_committed_has_no_watermark(broker: BrokerHa
             written.result(30)
         found = dict(reader.read().committed[stage.name])
     assert found == {Partition(topic.name, 0): Position(3, NO_TIME)}
+
+
+class _Admin:
+    """Answers ``list_offsets`` with an error, or with end 7."""
+
+    def __init__(self, code: int | None) -> None:
+        self._code = code
+
+    def list_offsets(self, asked: Mapping[TopicPartition, object], **_: object) -> dict[TopicPartition, Future[object]]:
+        answers: dict[TopicPartition, Future[object]] = {at: Future() for at in asked}
+        for answer in answers.values():
+            if self._code is None:
+                answer.set_result(SimpleNamespace(offset=7))
+            else:
+                answer.set_exception(KafkaException(KafkaError(self._code)))
+        return answers
+
+
+@pytest.mark.parametrize("code", [KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH])
+def test_the_ends_of_topics_made_just_now_are_asked_for_again_by_a_new_client(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = iter([_Admin(code), _Admin(None)])
+    monkeypatch.setattr(offsets, "admin_client", lambda _: next(clients))
+    ends = OffsetReader(visits(), Settings()).ends()
+    assert ends.keys() == {Partition(t.name, n) for t in visits().topics for n in range(t.partitions)}
+    assert set(ends.values()) == {7}
 
 
 class _Sent:
