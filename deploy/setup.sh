@@ -12,7 +12,7 @@ fi
 penstock plan "$PIPELINE" --out "$plan"
 penstock topics "$plan" --create
 if ! penstock model status "$plan"; then
-    python -m penstock.local.train_step "$PIPELINE" "$plan" "$PENSTOCK_MODELS_URL"
+    penstock model train "$PIPELINE" --plan "$plan"
     model=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["model"]["name"])' "$plan")
     newest=$(penstock model list "$model" --json | python -c 'import json, sys; print(next(iter(json.load(sys.stdin).values()))[-1])')
     penstock model promote "$plan" "$newest" --author setup --reason "the first version"

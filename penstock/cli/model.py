@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +68,37 @@ def verify(name: Name, version: Version, registry: Registry = None, as_json: Jso
 
 
 @model_app.command()
+def train(
+    pipeline: Annotated[
+        str, typer.Argument(help="Import string of the pipeline, e.g. pipelines.flights.pipeline:pipeline.")
+    ],
+    plan: Annotated[
+        Path | None, typer.Option(help="The JSON that `penstock plan PIPELINE` wrote; compiled anew if not given.")
+    ] = None,
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """Train by `train` in train.py beside the pipeline, unless a version of the same data and features is registered;
+    the last line is the version.
+    """
+    with _told(as_json):
+        beside = _train_module(pipeline)
+        if plan is not None:
+            found = Plan.load(plan)
+        else:
+            from penstock.compiling import compile_pipeline  # imports feast
+
+            found = compile_pipeline(pipeline)
+        if found.model is None:
+            raise PlanError(f"{pipeline} declares no model, so there is nothing to train")
+        try:
+            version = import_module(beside).train(_url(registry), found, lambda line: typer.echo(line, err=as_json))
+        except OSError as error:  # of the data: the registry's are said by itself
+            raise ModelError(str(error)) from None
+        _say({"name": found.model.name, "version": version}, version, as_json)
+
+
+@model_app.command()
 def register(
     folder: Annotated[Path, typer.Argument(help="A folder with manifest.json and the files that it lists.")],
     registry: Registry = None,
@@ -116,6 +149,20 @@ def status(plan: PlanFile, as_json: Json = False) -> None:
         _say([_facts(found) for found in in_force], "\n".join(lines) or f"{loaded.pipeline}: nobody serves", as_json)
         if not in_force:
             raise typer.Exit(1)
+
+
+def _train_module(pipeline: str) -> str:
+    package = pipeline.partition(":")[0].rpartition(".")[0]
+    try:
+        there = package and find_spec(f"{package}.train") is not None
+    except ModuleNotFoundError:
+        there = False
+    if not there:
+        raise PlanError(
+            f"{package or pipeline} has no train.py. Write one with train(models_url, plan, progress), as `penstock "
+            f"new` does, or put a version that was trained elsewhere into the registry: penstock model register FOLDER"
+        )
+    return f"{package}.train"
 
 
 def _lines(manifest: Manifest, digest: str) -> Iterator[str]:

@@ -39,7 +39,7 @@ def new(
     typer.echo(f"locked the schemas of {len(plan.topics)} topics in {target / 'schemas.lock'}")
     typer.echo("next" + ("" if directory == Path() else f", in {directory}") + ":")
     typer.echo(f"  penstock check {name}.pipeline:pipeline")
-    typer.echo(f"  python -m {name}.train  # a first version of the model; needs onnx")
+    typer.echo(f"  penstock model train {name}.pipeline:pipeline  # a first version of the model; needs onnx")
     typer.echo(f"  penstock dev {name}.pipeline:pipeline  # serves it, where nothing serves yet")
 
 

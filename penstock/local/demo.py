@@ -97,7 +97,8 @@ class Demo:
         plan_path = self._folder / "plan.json"
         plan.save(plan_path)
         settings = self._settings(plan, broker)
-        train = ["penstock.local.train_step", options.pipeline, str(plan_path), options.models_url]
+        train = ["penstock", "model", "train", options.pipeline, "--plan", str(plan_path)]
+        train += ["--registry", options.models_url]
         training = self._stack.enter_context(Step("training", train, logs / "train.log"))
         make_topics(plan, settings)
         version = training.wait(screen.line)

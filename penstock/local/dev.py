@@ -122,7 +122,7 @@ def has_champion(plan: Plan, settings: Settings) -> bool:
 def train_command(source: str) -> str:
     """What makes a version of the model: the ``train`` beside the pipeline, where it has one."""
     train = f"{source.partition(':')[0].rpartition('.')[0]}.train".lstrip(".")
-    return f"python -m {train}" if find_spec(train) is not None else "penstock model register FOLDER"
+    return f"penstock model train {source}" if find_spec(train) is not None else "penstock model register FOLDER"
 
 
 def how_to_serve(plan: Plan, registry: ModelRegistry, train: str, plan_path: Path, bootstrap: str) -> str:

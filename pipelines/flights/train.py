@@ -59,15 +59,11 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
-def train(models_url: str, plan: Plan | None = None, progress: Callable[[str], None] = lambda line: None) -> str:
+def train(models_url: str, plan: Plan, progress: Callable[[str], None] = lambda line: None) -> str:
     """Registers a version of the plan's model under ``models_url`` and returns it; kept if data and features are known.
 
-    ``plan`` None compiles the pipeline, which imports feast. ``progress`` is told what is being done.
+    ``progress`` is told what is being done.
     """
-    if plan is None:
-        from penstock.compiling import compile_pipeline
-
-        plan = compile_pipeline("pipelines.flights.pipeline:pipeline")
     assert plan.model is not None
     registry = ModelRegistry(models_url)
     flights = data.load().between(START, END)

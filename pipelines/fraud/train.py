@@ -48,19 +48,15 @@ Doubles = npt.NDArray[np.float64]
 
 def train(
     models_url: str,
-    plan: Plan | None = None,
+    plan: Plan,
     progress: Callable[[str], None] = lambda line: None,
     family: Family = "mlp",
     events: int = EVENTS,
 ) -> str:
     """Registers a version of the plan's model under ``models_url`` and returns it; kept if it was trained before.
 
-    ``plan`` None compiles the pipeline, which imports feast. ``progress`` is told what is being done.
+    ``progress`` is told what is being done.
     """
-    if plan is None:
-        from penstock.compiling import compile_pipeline
-
-        plan = compile_pipeline("pipelines.fraud.pipeline:pipeline")
     assert plan.model is not None
     registry = ModelRegistry(models_url)
     data_hash = _hash(family, events)

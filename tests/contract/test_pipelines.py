@@ -320,7 +320,7 @@ def test_new_refuses_a_bad_name_and_a_full_folder(tmp_path: Path) -> None:
 
 
 def test_the_new_pipeline_trains_and_registers_a_version(folder: Path, plan: Plan, tmp_path: Path) -> None:
-    version = importlib.import_module("checked.train").train(str(tmp_path), plan)
+    version = importlib.import_module("checked.train").train(str(tmp_path), plan, print)
     assert version == "1.0.0"
     manifest = json.loads((tmp_path / "order_return" / "1.0.0" / "manifest.json").read_text())
     assert manifest["feature_service_hash"] == plan.service.hash

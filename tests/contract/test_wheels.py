@@ -88,7 +88,7 @@ def test_the_installed_packages_are_the_wheels_and_services_is_the_users(install
 def test_a_pipeline_made_anywhere_passes_its_checks(installed: Path, workplace: Path) -> None:
     cache = str(workplace / "numba")
     made = run(str(installed / "penstock"), "new", "shop", cwd=workplace)
-    assert "next:\n  penstock check shop.pipeline:pipeline\n  python -m shop.train " in made
+    assert "next:\n  penstock check shop.pipeline:pipeline\n  penstock model train shop.pipeline:pipeline " in made
     checked = run(str(installed / "penstock"), "check", "shop.pipeline:pipeline", cwd=workplace, NUMBA_CACHE_DIR=cache)
     assert "failed" not in checked
     assert "features.customer" in checked

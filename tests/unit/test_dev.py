@@ -9,17 +9,17 @@ from penstock.models.manifest import Manifest
 from penstock.models.registry import ModelRegistry
 from tests.onnx_models import linear, plan
 
+TRAIN = "penstock model train shop.pipeline:pipeline"
+
 
 def told(registry: ModelRegistry) -> list[str]:
-    return how_to_serve(plan(), registry, "python -m shop.train", Path("var/dev/shop/plan.json"), "h:1").splitlines()[
-        1:
-    ]
+    return how_to_serve(plan(), registry, TRAIN, Path("var/dev/shop/plan.json"), "h:1").splitlines()[1:]
 
 
 def test_while_there_is_no_version_it_says_how_to_make_one_and_only_then_how_to_promote_it(tmp_path: Path) -> None:
     registry = ModelRegistry(str(tmp_path / "models"))
     make, serve = told(registry)
-    assert make.endswith("has no version of shop_model. Make one:  python -m shop.train")
+    assert make.endswith(f"has no version of shop_model. Make one:  {TRAIN}")
     assert serve.endswith("KAFKA_BOOTSTRAP_SERVERS=h:1 penstock model promote var/dev/shop/plan.json VERSION")
 
 
@@ -41,5 +41,5 @@ def test_the_training_beside_the_pipeline_is_named_where_there_is_one(
         for file in files:
             (tmp_path / name / file).write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    assert train_command("trained_shop.pipeline:pipeline") == "python -m trained_shop.train"
+    assert train_command("trained_shop.pipeline:pipeline") == "penstock model train trained_shop.pipeline:pipeline"
     assert train_command("bare_shop.pipeline:pipeline") == "penstock model register FOLDER"
