@@ -16,9 +16,9 @@ from penstock.transport.protocol import Fenced, Position, Transport, Unavailable
 log = logging.getLogger(__name__)
 
 UNHEARD_S = 30.0
-"""A client that learns nothing of the partitions for as long, while the broker answers it otherwise, does not recover
-by itself (seen after connections were reset), and its worker would stand still for ever. A question that is not
-answered takes as long, so that it is the second one in a row that ends a worker."""
+"""A client that learns nothing of the partitions for as long, while the broker answers it otherwise, may not recover by
+itself (librdkafka had such a state, see ``penstock.settings.KEEPS_TRYING``), and its worker would stand still for ever.
+A question that is not answered takes as long, so that it is the second one in a row that ends a worker."""
 
 
 class Holdback:

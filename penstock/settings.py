@@ -11,6 +11,11 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "PENSTOCK_"
+KEEPS_TRYING = {"metadata.recovery.strategy": "none", "reconnect.backoff.max.ms": "1000"}
+"""A client whose connections are all gone goes on with the brokers that it knows. By default librdkafka (2.16) forgets
+them and what it asked them: a question for partition ends then waits for its whole time-out, and the next one is told
+that there is no such partition. Where the brokers have moved, the worker ends by its watchdog and begins anew. And it
+tries each second, as Java's clients do, not up to ten seconds apart."""
 
 
 class InvalidSettings(Exception):
@@ -137,6 +142,7 @@ class Settings(BaseSettings):
     def kafka(self) -> dict[str, str]:
         """The connection part of every client's configuration, with secrets in the clear: never log it."""
         client = {
+            **KEEPS_TRYING,
             "bootstrap.servers": self.bootstrap_servers,
             "security.protocol": self.security_protocol,
             "sasl.mechanism": self.sasl_mechanism,

@@ -44,6 +44,7 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._listener.close()
 
     def reset(self) -> int:
         """Resets every connection, on both sides; returns how many."""

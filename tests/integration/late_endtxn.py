@@ -42,10 +42,6 @@ class HoldingProxy(Proxy):
         self.whose = ""
         self._held: tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    def __exit__(self, *told: object) -> None:
-        super().__exit__(*told)
-        self._listener.close()
-
     @property
     def held(self) -> bool:
         return self._held is not None
