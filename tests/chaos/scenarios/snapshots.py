@@ -173,8 +173,7 @@ def standing(trial: Trial, stages: Collection[str]) -> Iterator[dict[str, list[H
     held: dict[str, list[Held]] = {}
     lines: dict[str, int] = {}
     for stage in stages:
-        freeze(world, stage)
-        held[stage] = [look(world, stage, number) for number in moving(world, stage)]
+        held[stage] = stand(world, stage)
         lines[stage] = len(world.said(stage))
         world.worker(stage).restarts.clear()  # it is not the supervisor's to give up a worker that we kill
     pids = {stage: world.worker(stage).pid for stage in stages}
@@ -235,6 +234,18 @@ def look(world: World, stage: str, number: int) -> Held:
     assert len(read) == len(found) == KEPT, f"{stage} has {len(read)} whole snapshots of {partition} in {found}"
     facts = [each for each, _ in read]
     return Held(partition, found, facts, read[0][1], start=facts[0].offset)
+
+
+def stand(world: World, stage: str) -> list[Held]:
+    """Freezes it where all of its snapshots are committed: one may be a moment ahead, and would not be used."""
+    while True:
+        freeze(world, stage)
+        committed = world.committed(stage)
+        held = [look(world, stage, number) for number in moving(world, stage)]
+        if all(at.facts[0].offset <= committed[at.partition] for at in held):
+            return held
+        world.signal(stage, signal.SIGCONT)
+        time.sleep(INTERVAL_S)
 
 
 def freeze(world: World, stage: str) -> None:
