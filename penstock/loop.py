@@ -159,7 +159,7 @@ class Loop:
 
     def _wait(self) -> float:
         if self.outbox:
-            return max(0.0, min(self._committed + self._pace.soonest_commit_s - self._clock(), self._pace.max_wait_s))
+            return max(0.0, min(self._committed + self._pace.commit_interval_s - self._clock(), self._pace.max_wait_s))
         return self._pace.max_wait_s if not self.intake.buffered else 0.005
 
     def _decode(self, now: float) -> None:
@@ -279,9 +279,8 @@ class Loop:
         if not self.outbox:
             return
         now = self._clock()
-        if now - self._opened >= self._pace.commit_interval_s or (
-            drained and now - self._committed >= self._pace.soonest_commit_s and self._pace.commit_interval_s < SECOND
-        ):
+        interval = self._pace.commit_interval_s
+        if now - self._opened >= interval or (drained and now - self._committed >= interval and interval < SECOND):
             self._commit()
 
     def _commit(self) -> None:

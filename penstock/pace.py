@@ -8,7 +8,10 @@ MOST_GATHER_S = 0.0125
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How much and how often. ``lateness_ms`` bounds how far partitions of different workers may come apart."""
+    """How much and how often. ``lateness_ms`` bounds how far partitions of different workers may come apart.
+
+    A drained input is committed at once, but not more often than each ``commit_interval_s``: a transaction costs the
+    broker a marker in every partition that it touched, and rows wait for a broker that has too many of them."""
 
     commit_interval_s: float
     max_batch_rows: int
@@ -16,12 +19,6 @@ class Pace:
     lateness_ms: int
     future_ms: int
     allow_incomplete_windows: bool = False
-
-    @property
-    def soonest_commit_s(self) -> float:
-        """A drained input is committed at once, but not more often than this: each transaction costs the broker a
-        marker in every partition it touched."""
-        return self.commit_interval_s / 2
 
     @property
     def gather_s(self) -> float:
