@@ -5,6 +5,7 @@ folder. Its clock times are local, a landing's in the destination's zone; only `
 """
 
 import importlib.util
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def load(cache: Path | None = Path("var/data")) -> Flights:
         flights = read(folder())
         cache.mkdir(parents=True, exist_ok=True)
         for table, file in zip((flights.departures, flights.landings), files, strict=True):
-            aside = file.with_suffix(".part")
+            aside = file.with_suffix(f".{os.getpid()}.part")  # another process may make it too, and both are right
             pq.write_table(table, aside, compression="zstd")
             aside.replace(file)
     return Flights(*map(_kept, files))
