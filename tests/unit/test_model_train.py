@@ -47,16 +47,7 @@ def test_damaged_files_are_a_line_with_the_mend(train: str, said: str, mend: str
     for name in ("departures", "landings"):
         (tmp_path / f"data/{name}-v1.parquet").write_bytes(b"what a disk may bring")
     plan().save(tmp_path / "plan.json")
-    step = [
-        sys.executable,
-        "-m",
-        "penstock",
-        "model",
-        "train",
-        "shop.pipeline:pipeline",
-        "--plan=plan.json",
-        "--registry=models",
-    ]
+    step = [*TRAIN, "shop.pipeline:pipeline", "--plan=plan.json", "--registry=models"]
     done = subprocess.run(step, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
     assert done.stderr.startswith(f"penstock model: {said}")
