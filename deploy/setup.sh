@@ -12,8 +12,7 @@ fi
 penstock plan "$PIPELINE" --out "$plan"
 penstock topics "$plan" --create
 if ! penstock model status "$plan"; then
-    penstock model train "$PIPELINE" --plan "$plan"
-    model=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["model"]["name"])' "$plan")
-    newest=$(penstock model list "$model" --json | python -c 'import json, sys; print(next(iter(json.load(sys.stdin).values()))[-1])')
-    penstock model promote "$plan" "$newest" --author setup --reason "the first version"
+    trained=$(penstock model train "$PIPELINE" --plan "$plan" --json) || { echo "$trained" >&2; exit 1; }
+    version=$(echo "$trained" | python -c 'import json, sys; print(json.load(sys.stdin)["version"])')
+    penstock model promote "$plan" "$version" --author setup --reason "the first version"
 fi

@@ -17,6 +17,10 @@ STUCK_S = 5.0
 """A loop that is longer than this in one call is not ready, whatever it waits for."""
 
 
+BROKER = "broker"
+"""What readiness calls the way to Kafka."""
+
+
 class Doing(NamedTuple):
     """The loop's phase, and for how many seconds it has been in it."""
 
@@ -44,6 +48,11 @@ class Health:
     def ask(self, what: str, why: Callable[[], str | None]) -> None:
         """The same, found out whenever somebody wants to know: the loop may hang over it. Called by any thread."""
         self._asked[what] = why
+
+    def asked(self, what: str) -> str | None:
+        """Why ``what`` is missing, asked now; None too where nobody knows of it."""
+        why = self._asked.get(what)
+        return None if why is None else why()
 
     def began(self, phase: str) -> None:
         """The loop is in ``phase`` from now on, until ``ended``."""

@@ -11,14 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from penstock.intake import Intake
 from penstock.records import NO_TIME, Partition
-from penstock.transport.protocol import Fenced, Position, Transport, Unavailable
+from penstock.transport.protocol import Position, Transport, Unavailable
 
 log = logging.getLogger(__name__)
-
-UNHEARD_S = 30.0
-"""A client that learns nothing of the partitions for as long, while the broker answers it otherwise, may not recover by
-itself (librdkafka had such a state, see ``penstock.settings.KEEPS_TRYING``), and its worker would stand still for ever.
-A question that is not answered takes as long, so that it is the second one in a row that ends a worker."""
 
 
 class Holdback:
@@ -28,7 +23,6 @@ class Holdback:
     def __init__(self, transport: Transport, intake: Intake, topics: Sequence[str], lateness_ms: int) -> None:
         self._transport, self._intake, self._topics = transport, intake, topics
         self._slack_ms = lateness_ms // 2
-        self._heard = 0.0
         self.why: str | None = None
 
     def forget(self) -> None:
@@ -38,8 +32,7 @@ class Holdback:
 
     def look(self, now: float) -> None:
         """Asks where the partitions are that have no row here to be merged, and says how far the others may go until
-        the next look. An own one that gives nothing for the intake's patience is not waited for. Raises ``Fenced``
-        where the client has hung."""
+        the next look. An own one that gives nothing for the intake's patience is not waited for."""
         if not self._intake.merges:
             return
         try:
@@ -47,11 +40,7 @@ class Holdback:
                 self._look_at(topic, now)
         except Unavailable as error:  # what was heard last holds
             log.warning("nothing heard of the other partitions: %s", error)
-            if self._transport.trouble() is not None or self.why is None:
-                self._heard = now
             self.why = str(error)
-            if now - self._heard >= UNHEARD_S:
-                raise Fenced(f"nothing heard of the other partitions for {now - self._heard:.0f} s: {error}") from error
         else:
             self.why = None
 

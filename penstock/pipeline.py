@@ -3,6 +3,7 @@ compiles the folder (schemas, Feast definitions, functions) into the JSON plan t
 """
 
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -97,3 +98,13 @@ class Pipeline(Declared):
     lateness: timedelta = timedelta(minutes=10)
     future: timedelta = timedelta(minutes=5)
     max_event_bytes: int = Field(default=1_000_000, ge=64)
+
+
+def train_module(source: str) -> str | None:
+    """The module ``train`` beside the pipeline that the import string ``source`` names; None where it has none."""
+    package = source.partition(":")[0].rpartition(".")[0]
+    try:
+        there = bool(package) and find_spec(f"{package}.train") is not None
+    except ModuleNotFoundError:
+        there = False
+    return f"{package}.train" if there else None

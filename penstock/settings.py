@@ -14,9 +14,9 @@ PREFIX = "PENSTOCK_"
 KEEPS_TRYING = {"metadata.recovery.strategy": "none", "reconnect.backoff.max.ms": "1000"}
 """A client whose connections are all gone goes on with the brokers that it knows. By default librdkafka (2.16) forgets
 them and what it asked them: a question for partition ends then waits for its whole time-out, and the next one is told
-that there is no such partition. Brokers that all get other names at once are not found again: a worker that is in a
-commit ends and begins anew, an idle one says on /health/ready that it hears nothing, and has to be restarted. And it
-tries each second, as Java's clients do, not up to ten seconds apart."""
+that there is no such partition. Brokers that all get other names at once are not found again, so a worker that hears
+nothing for a minute ends and begins anew (``penstock.watchdog``). And it tries each second, as Java's clients do, not
+up to ten seconds apart."""
 
 
 class InvalidSettings(Exception):

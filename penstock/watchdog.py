@@ -1,7 +1,9 @@
-"""Ends a worker that hangs in Kafka's client or a store's, where neither a signal nor an exception reaches it.
+"""Ends a worker that hangs in Kafka's client or a store's, where neither a signal nor an exception reaches it, and one
+whose client hears nothing of Kafka any more.
 
 Nothing is lost by it: what is not committed is done again. ``send_offsets_to_transaction`` of librdkafka keeps no
-time-out, and may wait for a coordinator that is back already (its issues 5456 and 5511).
+time-out, and may wait for a coordinator that is back already (its issues 5456 and 5511). A client asks the brokers
+that it knows: where all have other names now, only a new one finds them (``penstock.settings.KEEPS_TRYING``).
 """
 
 import logging
@@ -12,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from penstock.health import Health
+from penstock.health import BROKER, Health
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +23,15 @@ LONGEST_STOP_S = 15.0
 LONGEST_COMMIT = 30
 """Looks: what was stopped for a while, with the machine or by a signal, has not hung. The broker itself gives up a
 transaction that is open for ``transaction_timeout_ms``, 10 s."""
+LONGEST_SILENCE = 60
+"""Looks at which nothing was heard of Kafka for seconds. A new worker waits as long for it before it gives up."""
 LOOK_EVERY_S = 1.0
 
 
 def watch(health: Health, stop: Callable[[], None], longest: Mapping[str, int] | None = None) -> None:
     """From now on SIGTERM and SIGINT call ``stop``, and end the process if it is not gone ``LONGEST_STOP_S`` later. So
-    does a commit that is seen in ``LONGEST_COMMIT`` looks, or what ``longest`` has: looks by phase.
+    does a commit that is seen in ``LONGEST_COMMIT`` looks, or what ``longest`` has: looks by phase; and silence of the
+    broker that ``health`` is told to ask about.
     """
     heard, told = os.pipe()
     os.set_blocking(told, False)
@@ -48,7 +53,7 @@ def _start(heard: list[int], health: Health, longest: Mapping[str, int] | None) 
 
 def _watch(heard: list[int], health: Health, longest: Mapping[str, int]) -> None:
     told: float | None = None
-    looks = 0
+    looks = unheard = 0
     while True:
         signals, _, _ = select.select(heard, [], [], LOOK_EVERY_S)
         now, doing = time.monotonic(), health.doing
@@ -63,6 +68,10 @@ def _watch(heard: list[int], health: Health, longest: Mapping[str, int]) -> None
             _end(f"not stopped {LONGEST_STOP_S:.0f} s after it was told to")
         if doing is not None and looks > longest.get(doing.phase, looks):
             _end(f"in one {doing.phase} for {longest[doing.phase] * LOOK_EVERY_S:.0f} s")
+        silence = health.asked(BROKER)
+        unheard = 0 if silence is None else unheard + 1
+        if unheard > LONGEST_SILENCE:
+            _end(f"{silence}")
 
 
 def _end(why: str) -> None:

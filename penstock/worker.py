@@ -17,7 +17,7 @@ from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.codec.input import InputDecoder
 from penstock.codec.json import JsonDecoder
 from penstock.fates import FateError
-from penstock.health import Health, HealthServer
+from penstock.health import BROKER, Health, HealthServer
 from penstock.intake import Intake, TopicReader
 from penstock.journal.notes import Notes
 from penstock.journal.stepping import Journal
@@ -160,7 +160,7 @@ def make_loop(
         stage.absorbs,
         f"{plan.pipeline}.labels" if plan.label is not None else None,
     )
-    health.ask("broker", transport.trouble)
+    health.ask(BROKER, transport.trouble)
     health.ask("readers", transport.unread)
     observer = Observer(name, health)
     pace = Pace(

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from penstock.models.control import InForce
 from penstock.models.control_topic import ControlUnavailable, promote, read_control
 from penstock.models.manifest import FILE, Manifest, ModelError
 from penstock.models.registry import ModelRegistry
+from penstock.pipeline import train_module
 from penstock.plan import Plan, PlanError
 from penstock.settings import Settings
 
@@ -82,7 +82,14 @@ def train(
     the last line is the version.
     """
     with _told(as_json):
-        beside = _train_module(pipeline)
+        beside = train_module(pipeline)
+        if beside is None:
+            package = pipeline.partition(":")[0].rpartition(".")[0]
+            raise PlanError(
+                f"{package or pipeline} has no train.py. Write one with train(models_url, plan, progress), as "
+                "`penstock new` does, or put a version that was trained elsewhere into the registry: penstock model "
+                "register FOLDER"
+            )
         if plan is not None:
             found = Plan.load(plan)
         else:
@@ -149,20 +156,6 @@ def status(plan: PlanFile, as_json: Json = False) -> None:
         _say([_facts(found) for found in in_force], "\n".join(lines) or f"{loaded.pipeline}: nobody serves", as_json)
         if not in_force:
             raise typer.Exit(1)
-
-
-def _train_module(pipeline: str) -> str:
-    package = pipeline.partition(":")[0].rpartition(".")[0]
-    try:
-        there = package and find_spec(f"{package}.train") is not None
-    except ModuleNotFoundError:
-        there = False
-    if not there:
-        raise PlanError(
-            f"{package or pipeline} has no train.py. Write one with train(models_url, plan, progress), as `penstock "
-            f"new` does, or put a version that was trained elsewhere into the registry: penstock model register FOLDER"
-        )
-    return f"{package}.train"
 
 
 def _lines(manifest: Manifest, digest: str) -> Iterator[str]:

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 
 from penstock.local.plans import PlanFile
@@ -15,6 +14,7 @@ from penstock.local.state import make_folder
 from penstock.local.supervisor import Supervisor
 from penstock.models.control_topic import ControlUnavailable, promote, read_control
 from penstock.models.registry import ModelRegistry
+from penstock.pipeline import train_module
 from penstock.plan import Plan
 from penstock.settings import Settings
 from penstock.topics import admin_client, check_topics, create_topics, topic_specs
@@ -121,8 +121,7 @@ def has_champion(plan: Plan, settings: Settings) -> bool:
 
 def train_command(source: str) -> str:
     """What makes a version of the model: the ``train`` beside the pipeline, where it has one."""
-    train = f"{source.partition(':')[0].rpartition('.')[0]}.train".lstrip(".")
-    return f"penstock model train {source}" if find_spec(train) is not None else "penstock model register FOLDER"
+    return f"penstock model train {source}" if train_module(source) is not None else "penstock model register FOLDER"
 
 
 def how_to_serve(plan: Plan, registry: ModelRegistry, train: str, plan_path: Path, bootstrap: str) -> str:

@@ -19,7 +19,7 @@ from penstock import telemetry
 from penstock.codec.avro import AvroDecoder
 from penstock.feast.offline import CREATED_TIME
 from penstock.feast.stores import ViewStores, open_stores
-from penstock.health import Health, HealthServer
+from penstock.health import BROKER, Health, HealthServer
 from penstock.observer import tell_lag
 from penstock.plan import Plan
 from penstock.records import Int64s, Partition, Records
@@ -292,7 +292,7 @@ def make_writer(
     lookup = schema_lookup(plan, settings)
     most = largest_message(plan)
     decoders = {source.topic: AvroDecoder(source.value.avro, lookup, most) for source in plan.stage(name).inputs}
-    health.ask("broker", transport.trouble)
+    health.ask(BROKER, transport.trouble)
     return FeastWriter(name, transport, open_stores(plan, settings), decoders, health, pace)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import faust
 
 from penstock import telemetry
-from penstock.health import Health, HealthServer
+from penstock.health import BROKER, Health, HealthServer
 from penstock.observer import tell_lag
 from penstock.plan import Plan, PlanError
 from penstock.records import Partition
@@ -91,7 +91,7 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
     looked = 0.0
     source = plan.topic("profiles").name
     begun = False
-    health.ask("broker", sources.trouble)
+    health.ask(BROKER, sources.trouble)
     health.wait("start", None)
     health.wait("recovery", "the windows are being read back")
     health.wait("lag", f"the ends of {source} are not known yet")
