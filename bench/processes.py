@@ -19,6 +19,7 @@ from bench.cluster import BenchError, Moving, Progress
 from bench.machine import cpu_seconds, peak_rss_mb
 from penstock.local.launch import launch
 from penstock.local.ports import free_port
+from penstock.plan import Plan
 
 LOOK_S = 0.02
 REST_S = 2.5
@@ -29,8 +30,7 @@ START_S, STILL_S = 90.0, 60.0
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One run. ``rows`` a second of wall clock and of the processes' CPU, between the first and the last commit;
-    ``rss_mb`` of the process that took most beside its state, over its whole life, and how much that process says its
-    state takes."""
+    ``rss_mb`` of the process that took most beside its state, over its whole life, and how much its state takes."""
 
     rows_per_second: float
     rows_per_cpu_second: float
@@ -115,7 +115,7 @@ class Worker(Process):
     """``penstock run STAGE PLAN``."""
 
     def __init__(self, stage: str, plan: Path, bootstrap: str, models: str, commit_ms: int, folder: Path) -> None:
-        self._port = free_port()
+        self._port, self._views = free_port(), Plan.load(plan).views
         environ = {
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
             "PENSTOCK_COMMIT_INTERVAL_MS": str(commit_ms),
@@ -134,7 +134,11 @@ class Worker(Process):
         return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
     def state_mb(self) -> float:
-        return sum(value for _, value in self._metric("penstock_state_bytes")) / 2**20
+        """What the plan says for the keys that the views hold; of the label join and the event ids, what they say."""
+        held = {labels["view"]: value for labels, value in self._metric("penstock_state_bytes")}
+        keys = {labels["view"]: value for labels, value in self._metric("penstock_state_keys")}
+        planned = {view.name: view.key_bytes * keys[view.name] for view in self._views if view.name in keys}
+        return sum({**held, **planned}.values()) / 2**20
 
     def _metric(self, name: str) -> list[tuple[dict[str, str], float]]:
         families = [f for f in text_string_to_metric_families(self._ask("/metrics")[1]) if f.name == name]

@@ -69,7 +69,8 @@ class ViewPlan(Planned):
     """One StreamFeatureView: windows of ``aggregations`` per value of the event's column ``key``.
 
     ``topic`` is None when the view is written neither online nor offline. ``upstream`` names the views of earlier
-    stages in the chain. ``hash`` covers what the values depend on.
+    stages in the chain. ``hash`` covers what the values depend on. ``key_bytes``: memory of one key's windows, its name
+    not counted.
     """
 
     name: str
@@ -83,6 +84,7 @@ class ViewPlan(Planned):
     topic: str | None = None
     upstream: tuple[str, ...] = ()
     hash: str
+    key_bytes: int
 
 
 class OnDemandPlan(Planned):

@@ -36,4 +36,6 @@ def plan(
     for stage in found.stages:
         inputs = ", ".join(source.topic for source in stage.inputs)
         typer.echo(f"  {stage.name:<24} {inputs} → {', '.join(stage.outputs) or 'Feast'}")
+    for view in found.views:
+        typer.echo(f"  {view.name:<24} {view.key_bytes:,} bytes of state for each {view.key}")
     typer.echo(f"  {len(found.service.columns)} columns of {found.service.name!r}, hash {found.service.hash}")

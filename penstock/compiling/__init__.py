@@ -26,6 +26,7 @@ from penstock.plan import (
     load_function,
 )
 from penstock.schemas.registry import Registry
+from penstock.windows.layout import key_bytes
 
 __all__ = ["compile_pipeline"]
 
@@ -85,6 +86,7 @@ def _views(folder: PipelineFolder, definitions: Definitions) -> tuple[ViewPlan, 
             topic=f"{folder.pipeline.name}.view.{view.name}" if has_topic(view) else None,
             upstream=tuple(v.name for v in definitions.views if entities.index(v.entity) < entities.index(view.entity)),
             hash=view_hash(view, folder.event, lateness),
+            key_bytes=key_bytes(view.aggregations, {a.window_ms: a.tile_ms for a in view.aggregations}, lateness),
         )
         for view in definitions.views
     )

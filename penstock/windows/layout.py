@@ -4,7 +4,9 @@ The row is [newest tile, cached tile, bitmap of the tiles that hold values, cach
 aggregates that a view asks for have a place, because cells are most of what a worker's memory holds.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,17 @@ NO_TILE = -(2**62)
 """Tiles are kept as their distance from this one, so that a row of zeros is empty and costs no page of memory."""
 HEAD, CACHED, BITS = 0, 1, 2
 """Places in a row: newest tile that holds a value, tile whose predecessors are cached, first word of the bitmap."""
+
+
+class Aggregation(Protocol):
+    """What a layout needs to know of an aggregation."""
+
+    @property
+    def column(self) -> str: ...
+    @property
+    def function(self) -> str: ...
+    @property
+    def window_ms(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -96,3 +109,21 @@ class Layout:
         """Row of the kernel's `out` that each base aggregate is written to; `moments` there is M2."""
         present = [name for name in ("sum", "min", "max", "moments", "last") if getattr(self, name) >= 0]
         return {name: row for row, name in enumerate(present)}
+
+
+def layouts(
+    aggregations: Iterable[Aggregation], tile_ms: Mapping[int, int], lateness_ms: int
+) -> dict[tuple[int, str], Layout]:
+    """The layout of each window (ms) and column, in the order in which they are first named; ``tile_ms`` by window."""
+    functions: dict[tuple[int, str], set[str]] = {}
+    for aggregation in aggregations:
+        functions.setdefault((aggregation.window_ms, aggregation.column), set()).add(aggregation.function)
+    return {
+        (window_ms, column): Layout.plan(window_ms, tile_ms[window_ms], lateness_ms, frozenset(used))
+        for (window_ms, column), used in functions.items()
+    }
+
+
+def key_bytes(aggregations: Iterable[Aggregation], tile_ms: Mapping[int, int], lateness_ms: int) -> int:
+    """Memory of one key's windows, its name not counted."""
+    return sum(layout.width * 8 for layout in layouts(aggregations, tile_ms, lateness_ms).values())

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from penstock.windows.kernel import copy_live
-from penstock.windows.layout import NO_TILE, Layout
+from penstock.windows.layout import NO_TILE, Layout, layouts
 from penstock.windows.spec import AggregationSpec, ViewSpec
 
 FIRST_WORDS = 2**21
@@ -59,18 +59,14 @@ class Ring:
 
 
 def rings(spec: ViewSpec) -> list[Ring]:
-    grouped: dict[tuple[int, str], list[tuple[int, AggregationSpec]]] = {}
-    for place, aggregation in enumerate(spec.aggregations):
-        grouped.setdefault((aggregation.window_ms, aggregation.column), []).append((place, aggregation))
+    """One of each window and column."""
     return [
         Ring(
             column,
-            Layout.plan(
-                window_ms, spec.tile_ms[window_ms], spec.lateness_ms, frozenset(a.function for _, a in aggregations)
-            ),
-            aggregations,
+            layout,
+            [(at, a) for at, a in enumerate(spec.aggregations) if (a.window_ms, a.column) == (window_ms, column)],
         )
-        for (window_ms, column), aggregations in grouped.items()
+        for (window_ms, column), layout in layouts(spec.aggregations, spec.tile_ms, spec.lateness_ms).items()
     ]
 
 

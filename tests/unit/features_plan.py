@@ -66,6 +66,7 @@ def view(name: str, entity: str, aggregations: tuple[tuple[str, str, str, int], 
         lateness_ms=lateness_ms,
         topic=f"shops.view.{name}",
         hash=name,
+        key_bytes=8,
     )
 
 

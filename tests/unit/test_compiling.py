@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from penstock_features.views import window_spec
 
 from penstock.codec.arrow import arrow_schema
 from penstock.codec.avro import AvroDecoder, AvroEncoder
@@ -17,6 +18,7 @@ from penstock.compiling import compile_pipeline
 from penstock.compiling.shared import shared_schemas
 from penstock.plan import Plan, PlanError
 from penstock.schemas.registry import LockRegistry
+from penstock.windows.state import WindowState
 from penstock.worker import find_kind
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -191,6 +193,16 @@ def test_tiles_are_the_hop_else_the_slide_else_a_sixtieth(folder: Folder) -> Non
     }
     hopless = compile_pipeline(folder((", tiling_hop_size=MINUTE", "")), lock="extend")
     assert hopless.view("by_place").aggregations[0].tile_ms == 10 * MINUTE
+
+
+def test_the_plan_says_what_a_keys_windows_take(folder: Folder) -> None:
+    plan = compile_pipeline(folder(), lock="extend")
+    read = {view: stage.inputs[0].value.avro for stage in plan.stages for view in stage.views}
+    for view in plan.views:
+        state = WindowState(window_spec(view, arrow_schema(read[view.name])))
+        for ring in state._rings:
+            ring.make_room(1)
+        assert view.key_bytes == sum(ring.ints[0].nbytes for ring in state._rings) > 0
 
 
 def test_the_services_columns_are_in_its_order_and_chosen_features_only(folder: Folder) -> None:

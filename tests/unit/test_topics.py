@@ -55,6 +55,7 @@ def plan_of(name: str, window_ms: int = HOUR_MS, horizon_ms: int = 0, max_bytes:
         ),
         lateness_ms=2 * HOUR_MS,
         hash="",
+        key_bytes=8,
     )
     label = LabelPlan(avro=schema, id=1, subject="s", key="k", value="v", timestamp="at", horizon_ms=horizon_ms)
     return Plan(
