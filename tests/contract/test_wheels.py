@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,16 +46,13 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def installed(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of an environment that holds the wheels. Third parties' libraries are lent by this environment
-    through its folder alone, which leaves this checkout's editable installs behind."""
+    """The bin folder of an environment that holds the wheels and what they say they need, in the lock's versions."""
     home = tmp_path_factory.mktemp("environment") / "venv"
     run(find_uv(), "venv", "-q", "--python", sys.executable, str(home), cwd=ROOT)
-    python = home / "bin" / "python"
-    names = [str(wheel) for wheel in wheels]
-    run(find_uv(), "pip", "install", "-q", "--no-deps", "--no-index", "--python", str(python), *names, cwd=home)
-    packages = Path(run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=home).strip())
-    lent = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (packages / "lent.pth").write_text("\n".join(sorted(lent)) + "\n")
+    python, versions, names = str(home / "bin" / "python"), str(home / "versions.txt"), [str(wheel) for wheel in wheels]
+    export = ["--frozen", "--no-hashes", "--no-emit-workspace", "--all-groups", "-q", "-o", versions]
+    run(find_uv(), "export", *export, cwd=ROOT)
+    run(find_uv(), "pip", "install", "-q", "--python", python, "-c", versions, *names, cwd=home)
     return home / "bin"
 
 

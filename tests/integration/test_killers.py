@@ -26,7 +26,7 @@ from tests.integration.conftest import VERSION, Feed
 from tests.integration.pipeline_world import ROOT, World, until
 from tests.small_loop import DEAD, DROPPED, SOURCE, TARGET
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kafka, pytest.mark.long, pytest.mark.timeout(600)]
 
 PARTITIONS = 2
 COST = 2 + DEATHS
@@ -239,7 +239,7 @@ def test_kills_at_random_quarantine_nothing(small: Small) -> None:
     chance = random.Random(7)
     slot = small.slot()
     slot.tend()
-    at, deadline = 1000, time.monotonic() + 20
+    at, deadline = 1000, time.monotonic() + 12
     while time.monotonic() < deadline:
         for partition in range(PARTITIONS):
             small.send(range(at, at + 50), partition)
@@ -248,7 +248,7 @@ def test_kills_at_random_quarantine_nothing(small: Small) -> None:
         slot.kill()
         slot.tend()
     small.finish(slot)
-    assert slot.deaths[-9] >= 10
+    assert slot.deaths[-9] >= 5
     assert small.dead() == []
     assert small.quarantined() == []
 
@@ -269,7 +269,7 @@ def test_a_stage_of_a_pipeline_that_dies_of_events_loses_them_alone(
     with World(flights_plan, name, broker.bootstrap, tmp_path, flights_models, VERSION, stages=others) as world:
         events = feed.take(600)
         raw = [event for event in events if event.topic == "raw" and not event.broken]
-        killers = [(raw[n].key or b"").decode() for n in (40, 42, 200)]
+        killers = [(raw[n].key or b"").decode() for n in (40, 200)]
         slot = Slot(
             tmp_path / "killers.log",
             [stage, str(world.folder / "plan.json")],
