@@ -110,8 +110,10 @@ class Demo:
         self._stack.callback(replaying.stop)
         self.supervisor.wait_ready(READY_TIMEOUT_S)
         tail = self._replay(plan, settings, broker, replaying)
-        screen.line("every stage has read all there is; counting from the topics")
-        counts = count(plan, settings)
+        screen.line("every stage has read all there is; what became of it is counted from the topics")
+        # meanwhile the monitor closes its last windows, and says what it has to
+        closed = time.monotonic() + plan.monitors.idle_ms / 1000 + QUIET_S
+        counts = count(plan, settings, screen.line, lambda: time.sleep(max(0.0, closed - time.monotonic())))
         summary = summarize(counts, tail, self._peak / 2**20, broker.description.removeprefix("broker: "))
         (self._folder / "summary.json").write_text(summary.model_dump_json(indent=1) + "\n")
         self._report(plan, settings, version, summary, counts, tail)
@@ -151,7 +153,7 @@ class Demo:
     ) -> None:
         """Shows what goes on until the replay is through and every stage has read all there is."""
         reader = OffsetReader(plan, settings)
-        scraped = drained = 0.0
+        scraped = 0.0
         answered = time.monotonic()
         ends: Mapping[Partition, int] = {}
         deadline: float | None = None
@@ -178,11 +180,9 @@ class Demo:
                         f"not everything was read within {DRAIN_TIMEOUT_S:.0f} s of the replay's end: {status.lags()}. "
                         f"Look at the logs in {self._folder / 'logs'}"
                     )
-                if any(status.lag().values()) or ends != look.ends:
-                    ends, drained = look.ends, now
-                # then the monitor's last windows are closed, and have said what they had to
-                elif now - drained > plan.monitors.idle_ms / 1000 + QUIET_S:
+                if ends == look.ends and not any(status.lag().values()):
                     return
+                ends = look.ends
             time.sleep(max(0.0, now + SHOW_EVERY_S - time.monotonic()))
 
     def _broker_bytes(self, broker: BrokerHandle) -> int:

@@ -101,8 +101,13 @@ class _Fates:
         return lost, duplicated + self.strangers
 
 
-def count(plan: Plan, settings: Settings, progress: Callable[[str], None] = lambda line: None) -> Counts:
-    """Reads the topics of ``plan`` to their ends. Raises ``Unsettled``."""
+def count(
+    plan: Plan,
+    settings: Settings,
+    progress: Callable[[str], None] = lambda line: None,
+    before_alerts: Callable[[], None] = lambda: None,
+) -> Counts:
+    """Reads the topics of ``plan`` to their ends, the alerts last. Raises ``Unsettled``."""
     reader = TopicReader(plan, settings)
     progress("counting: raw messages")
     offsets: dict[int, list[Int64s]] = {n: [] for n in range(plan.topic("raw").partitions)}
@@ -139,6 +144,9 @@ def count(plan: Plan, settings: Settings, progress: Callable[[str], None] = lamb
     lost, duplicated = fates.judge(raw)
 
     progress("counting: late rows, labels, alerts")
+    late = sum(_late(plan, reader, stage.inputs[0].topic) for stage in plan.stages if stage.views)
+    joined = joined_outcomes(reader) if plan.label is not None and plan.model is not None else join([])
+    before_alerts()
     alerted = {
         row["alert_id"]: row
         for _, rows in reader.rows("alerts", tuple(f["name"] for f in _fields(plan, "alerts")))
@@ -151,7 +159,7 @@ def count(plan: Plan, settings: Settings, progress: Callable[[str], None] = lamb
         dropped=dropped_reasons.total(),
         lost=lost,
         duplicated=duplicated,
-        late_rows=sum(_late(plan, reader, stage.inputs[0].topic) for stage in plan.stages if stage.views),
+        late_rows=late,
         alerts=len(alerted),
         dead_reasons=dead.reasons,
         dropped_reasons=dropped_reasons,
@@ -161,7 +169,7 @@ def count(plan: Plan, settings: Settings, progress: Callable[[str], None] = lamb
         first=first if last else 0,
         last=last,
         appended=np.concatenate(appended),
-        joined=joined_outcomes(reader) if plan.label is not None and plan.model is not None else join([]),
+        joined=joined,
     )
 
 

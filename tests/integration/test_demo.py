@@ -143,15 +143,18 @@ def test_a_slice_of_the_year_is_counted_exactly_and_kept_until_ctrl_c(folder: Pa
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("moment", "number"),
+    ("moment", "number", "departures"),
     [
-        ("broker:", signal.SIGINT),  # the broker is being started
-        ("kept", signal.SIGTERM),  # topics are made, nothing runs yet
-        ("starting", signal.SIGINT),  # workers are starting
+        ("broker:", signal.SIGINT, 20_000),  # the broker is being started
+        ("kept", signal.SIGTERM, 20_000),  # topics are made, nothing runs yet
+        ("starting", signal.SIGINT, 20_000),  # workers are starting
+        ("counting: late rows", signal.SIGINT, 2_000),  # it waits for the last windows
     ],
 )
-def test_an_interrupt_at_any_moment_leaves_no_process_behind(folder: Path, moment: str, number: signal.Signals) -> None:
-    with demo(folder, "--limit", "20000") as run:
+def test_an_interrupt_at_any_moment_leaves_no_process_behind(
+    folder: Path, moment: str, number: signal.Signals, departures: int
+) -> None:
+    with demo(folder, "--limit", str(departures), "--speed", "max") as run:
         run.read_until(moment)
         time.sleep(0.5)
         assert run.end(number) == 130
