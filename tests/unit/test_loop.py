@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 
@@ -252,3 +253,30 @@ def test_a_full_buffer_pauses_its_own_partition_alone_and_polling_goes_on_until_
     assert rows > 20 >= lane.rows
     workers.turn(first, second, times=60)
     assert quick.times[400:] == list(range(600, 1600, 5))
+
+
+def test_a_drained_input_is_committed_at_once_but_not_more_often_than_each_interval() -> None:
+    clock, broker, times = Clock(), MemoryBroker(), []
+    for topic in TOPICS:
+        broker.create(topic, 1)
+    transport = MemoryTransport(broker, "g")
+    commit = transport.commit
+    transport.commit = lambda positions: (times.append(clock.now), commit(positions))[1]  # type: ignore[assignment, method-assign]
+    loop = small_loop(transport, Passing(TARGET), TOPICS, clock=clock)
+    transport.subscribe([SOURCE], loop)
+
+    def pass_ms(count: int, row_each: int) -> None:
+        for ms in range(count):
+            if ms % row_each == 0:
+                broker.append(SOURCE, None, b"1", partition=0)
+            clock.now += 0.001
+            loop.step()
+
+    pass_ms(40, row_each=1000)  # one row, and silence
+    assert len(times) == 1
+    assert times[0] - 1_000_000.0 <= 0.003
+    times.clear()
+    pass_ms(400, row_each=3)
+    gaps = [round(1000 * (later - earlier)) for earlier, later in pairwise(times)]
+    assert len(gaps) > 10
+    assert 20 <= min(gaps) <= max(gaps) <= 23
