@@ -2,6 +2,7 @@
 run`` start fast: importing this module imports neither pyarrow nor numba nor feast.
 """
 
+import json
 import os
 import sys
 from importlib import import_module
@@ -41,10 +42,16 @@ SUB_COMMANDS = {
 }
 """Name → where it is; shown in this order."""
 
+AS_JSON = "penstock.as_json"
+
 
 class LazyGroup(TyperGroup):
     """Knows its commands by name and help; loads the one that is called. What goes wrong for a known reason is one line
-    on stderr."""
+    on stderr, or with ``--json`` an object with ``error`` on stdout."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        ctx.meta[AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
@@ -58,7 +65,8 @@ class LazyGroup(TyperGroup):
         except Exception as error:  # told apart below: what is not ours goes on as it is
             if ctx.params["debug"] or not _is_told(error):
                 raise
-            typer.echo(f"penstock: {_line(error)}", err=True)
+            as_json, line = ctx.meta[AS_JSON], _line(error)
+            typer.echo(json.dumps({"error": line}) if as_json else f"penstock: {line}", err=not as_json)
             raise typer.Exit(1) from None
 
 

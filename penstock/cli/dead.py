@@ -3,7 +3,6 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from heapq import nlargest
 from pathlib import Path
@@ -16,11 +15,9 @@ from rich.text import Text
 
 from penstock.dead.letters import Filter, Letter, letter_of, letters
 from penstock.dead.payload import Lookup, decode, hex_dump
-from penstock.dead.replay import MAX_ATTEMPTS, SENT, Options, PatchFailed, Report, replay
-from penstock.dead.sending import ReplayStopped
+from penstock.dead.replay import MAX_ATTEMPTS, SENT, Options, Report, replay
 from penstock.dead.topics import PlaceReader, TopicUnreadable, pipeline_of
-from penstock.plan import Plan, PlanError, load_function
-from penstock.schemas.lock import DamagedLock
+from penstock.plan import Plan, load_function
 from penstock.schemas.registry import ConfluentRegistry, LockRegistry
 from penstock.settings import Settings
 
@@ -56,10 +53,9 @@ def list_letters(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Letters by time, newest last."""
-    with _told(as_json):
-        chosen = _letters(topic, Filter(reason, stage, since, until))
-        newest = nlargest(limit, map(_facts, chosen), key=_when_and_where)[::-1]
-        others = Counter() if newest or as_json else _reasons(_letters(topic, Filter()))
+    chosen = _letters(topic, Filter(reason, stage, since, until))
+    newest = nlargest(limit, map(_facts, chosen), key=_when_and_where)[::-1]
+    others = Counter() if newest or as_json else _reasons(_letters(topic, Filter()))
     if as_json:
         for facts in newest:
             typer.echo(json.dumps(facts))
@@ -88,12 +84,11 @@ def show(
     as_json: Json = False,
 ) -> None:
     """One letter: its headers, why it died, and its payload, decoded as far as it goes and as hex."""
-    with _told(as_json):
-        settings = Settings()
-        pipeline_of(topic)
-        lookup = _lookup(settings, plan, lock)
-        found = _one(settings, topic, letter)
-        payload = decode(found.value, lookup)
+    settings = Settings()
+    pipeline_of(topic)
+    lookup = _lookup(settings, plan, lock)
+    found = _one(settings, topic, letter)
+    payload = decode(found.value, lookup)
     value = found.value or b""
     if as_json:
         more = {
@@ -137,8 +132,7 @@ def stats(
     as_json: Json = False,
 ) -> None:
     """Counts by reason and stage, with the first and the last time."""
-    with _told(as_json):
-        groups = _grouped(_letters(topic, Filter(reason, stage, since, until)), by)
+    groups = _grouped(_letters(topic, Filter(reason, stage, since, until)), by)
     total = sum(group["count"] for group in groups)
     if as_json:
         typer.echo(json.dumps({"total": total, "groups": groups}))
@@ -177,16 +171,15 @@ def replay_letters(
     as_json: Json = False,
 ) -> None:
     """Send the records of letters into the pipeline again, each once however often this is called."""
-    with _told(as_json):
-        function = None if patch is None else load_function(patch, "mends:amount")
-        options = Options(to, function, rate, limit, max_attempts, dry_run)
-        progress = Console(stderr=True)
+    function = None if patch is None else load_function(patch, "mends:amount")
+    options = Options(to, function, rate, limit, max_attempts, dry_run)
+    progress = Console(stderr=True)
 
-        def tell(report: Report) -> None:
-            if progress.is_terminal:
-                progress.print(f"{report.counts[SENT]:,} letters", end="\r")
+    def tell(report: Report) -> None:
+        if progress.is_terminal:
+            progress.print(f"{report.counts[SENT]:,} letters", end="\r")
 
-        report = replay(Settings(), topic, Filter(reason, stage, since, until), options, tell)
+    report = replay(Settings(), topic, Filter(reason, stage, since, until), options, tell)
     if as_json:
         left = [{"letter": _name(one.letter), "fate": one.fate, "why": one.why} for one in report.left]
         typer.echo(json.dumps({"dry_run": dry_run, SENT: 0, **report.counts, "left": left}))
@@ -308,12 +301,3 @@ def _print(table: Table) -> None:
     console = Console()
     # off a terminal nobody's lines are cut at 80 columns
     (console if console.is_terminal else Console(width=200)).print(table)
-
-
-@contextmanager
-def _told(as_json: bool) -> Iterator[None]:
-    try:
-        yield
-    except (TopicUnreadable, ReplayStopped, PatchFailed, PlanError, DamagedLock) as error:
-        typer.echo(json.dumps({"error": str(error)}) if as_json else f"penstock dead: {error}", err=not as_json)
-        raise typer.Exit(1) from None

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from penstock.models.control import InForce
-from penstock.models.control_topic import ControlUnavailable, promote, read_control
+from penstock.models.control_topic import promote, read_control
 from penstock.models.manifest import FILE, Manifest, ModelError
 from penstock.models.registry import ModelRegistry
 from penstock.pipeline import train_module
@@ -35,7 +35,7 @@ def list_versions(
     as_json: Json = False,
 ) -> None:
     """The versions of the registry, oldest first."""
-    with _told(as_json):
+    with _reaching():
         models = ModelRegistry(_url(registry))
         found = {model: models.versions(model) for model in ([name] if name else models.names())}
         lines = [f"{model} {version}" for model, versions in found.items() for version in versions]
@@ -45,7 +45,7 @@ def list_versions(
 @model_app.command()
 def show(name: Name, version: Version, registry: Registry = None, as_json: Json = False) -> None:
     """The manifest of a version."""
-    with _told(as_json):
+    with _reaching():
         manifest, digest = ModelRegistry(_url(registry)).manifest(name, version)
         facts = {"digest": digest, **manifest.model_dump(mode="json")}
         _say(facts, "\n".join(_lines(manifest, digest)), as_json)
@@ -56,7 +56,7 @@ def verify(name: Name, version: Version, registry: Registry = None, as_json: Jso
     """Read every file of a version and check it against the manifest; exit status 1 when one is not as it was
     registered.
     """
-    with _told(as_json):
+    with _reaching():
         verified = ModelRegistry(_url(registry)).load(name, version)
         total = sum(len(content) for content in verified.files.values())
         _say(
@@ -81,7 +81,7 @@ def train(
     """Train by `train` in train.py beside the pipeline, unless a version of the same data and features is registered;
     the last line is the version.
     """
-    with _told(as_json):
+    with _reaching():
         beside = train_module(pipeline)
         if beside is None:
             package = pipeline.partition(":")[0].rpartition(".")[0]
@@ -112,7 +112,7 @@ def register(
     as_json: Json = False,
 ) -> None:
     """Put a version into the registry; what is there already never changes."""
-    with _told(as_json):
+    with _reaching():
         manifest = Manifest.load(_read(folder / FILE), str(folder / FILE))
         files = {name: _read(folder / name) for name in manifest.files}
         models = ModelRegistry(_url(registry))
@@ -136,7 +136,7 @@ def promote_version(
     as_json: Json = False,
 ) -> None:
     """Make a version the champion: every inference worker loads it and swaps between two batches."""
-    with _told(as_json):
+    with _reaching():
         found = promote(_settings(registry), Plan.load(plan), version, author, reason)
         _say(_facts(found), f"{found.message.model} {version} is champion by message {found.offset}", as_json)
 
@@ -144,18 +144,17 @@ def promote_version(
 @model_app.command()
 def status(plan: PlanFile, as_json: Json = False) -> None:
     """Who serves, by the control topic; exit status 1 when nobody does."""
-    with _told(as_json):
-        loaded = Plan.load(plan)
-        in_force = [found for found in read_control(Settings(), loaded) if found.message.version is not None]
-        lines = [
-            f"{m.role}: {m.model} {m.version}, message {found.offset}, {m.time:%Y-%m-%d %H:%M:%S} UTC, "
-            f"by {m.author or 'unknown'}: {m.reason or 'no reason given'}"
-            for found in in_force
-            for m in [found.message]
-        ]
-        _say([_facts(found) for found in in_force], "\n".join(lines) or f"{loaded.pipeline}: nobody serves", as_json)
-        if not in_force:
-            raise typer.Exit(1)
+    loaded = Plan.load(plan)
+    in_force = [found for found in read_control(Settings(), loaded) if found.message.version is not None]
+    lines = [
+        f"{m.role}: {m.model} {m.version}, message {found.offset}, {m.time:%Y-%m-%d %H:%M:%S} UTC, "
+        f"by {m.author or 'unknown'}: {m.reason or 'no reason given'}"
+        for found in in_force
+        for m in [found.message]
+    ]
+    _say([_facts(found) for found in in_force], "\n".join(lines) or f"{loaded.pipeline}: nobody serves", as_json)
+    if not in_force:
+        raise typer.Exit(1)
 
 
 def _lines(manifest: Manifest, digest: str) -> Iterator[str]:
@@ -193,15 +192,11 @@ def _say(facts: Any, text: str, as_json: bool) -> None:
 
 
 @contextmanager
-def _told(as_json: bool) -> Iterator[None]:
+def _reaching() -> Iterator[None]:
+    """The registry; raises ``ModelError`` where it cannot be reached."""
     try:
         yield
-    except (ModelError, PlanError, ControlUnavailable, OSError) as error:
-        why = str(error)
-        if isinstance(error, OSError):
-            why = f"the registry cannot be used: {error}. Set PENSTOCK_MODELS_URL to one that can be reached"
-        if as_json:
-            typer.echo(json.dumps({"error": why}))
-        else:
-            typer.echo(f"penstock model: {why}", err=True)
-        raise typer.Exit(1) from None
+    except OSError as error:
+        raise ModelError(
+            f"the registry cannot be used: {error}. Set PENSTOCK_MODELS_URL to one that can be reached"
+        ) from None

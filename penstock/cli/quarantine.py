@@ -1,16 +1,13 @@
 """``penstock quarantine list|lift PLAN``: rows that killed their workers and are set aside."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from penstock.dead.topics import TopicUnreadable
-from penstock.journal.lifting import QuarantineError, Row, lift, quarantined
-from penstock.plan import Plan, PlanError
+from penstock.journal.lifting import Row, lift, quarantined
+from penstock.plan import Plan
 from penstock.settings import Settings
 
 quarantine_app = typer.Typer(
@@ -24,9 +21,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 @quarantine_app.command("list")
 def list_rows(plan: PlanFile, as_json: Json = False) -> None:
     """Every stage's, as they lie at PENSTOCK_SNAPSHOTS_URL."""
-    with _told(as_json):
-        settings = Settings()
-        rows = quarantined(Plan.load(plan), settings)
+    settings = Settings()
+    rows = quarantined(Plan.load(plan), settings)
     if as_json:
         typer.echo(json.dumps({"rows": [_facts(row) for row in rows]}))
         return
@@ -45,8 +41,7 @@ def lift_rows(
     as_json: Json = False,
 ) -> None:
     """Let rows be worked on again. Stop the stage's workers before, and start them after it."""
-    with _told(as_json):
-        rows = lift(Plan.load(plan), Settings(), stage, places, anyway=anyway)
+    rows = lift(Plan.load(plan), Settings(), stage, places, anyway=anyway)
     if as_json:
         typer.echo(json.dumps({"lifted": [_facts(row) for row in rows]}))
         return
@@ -57,12 +52,3 @@ def lift_rows(
 
 def _facts(row: Row) -> dict[str, object]:
     return {"stage": row.stage, "topic": row.partition.topic, "partition": row.partition.number, "offset": row.offset}
-
-
-@contextmanager
-def _told(as_json: bool) -> Iterator[None]:
-    try:
-        yield
-    except (QuarantineError, PlanError, TopicUnreadable) as error:
-        typer.echo(json.dumps({"error": str(error)}) if as_json else f"penstock quarantine: {error}", err=not as_json)
-        raise typer.Exit(1) from None

@@ -60,25 +60,20 @@ def register(
     as_json: AsJson = False,
 ) -> None:
     """Register every version in the folder's lock, oldest first, with a registry by URL."""
-    from penstock.schemas.compatibility import IncompatibleSchema
-    from penstock.schemas.lock import NAME, DamagedLock, SchemaLock
-    from penstock.schemas.registry import ConfluentRegistry, TransientLookupError
+    from penstock.schemas.lock import NAME, SchemaLock
+    from penstock.schemas.registry import ConfluentRegistry
     from penstock.settings import Settings
 
     settings = Settings()
     if url is not None:
         settings = settings.model_copy(update={"schema_registry_url": url})
-    try:
-        registry = ConfluentRegistry.from_settings(settings)
-        locked = SchemaLock.load(folder / NAME)
-        ids = [
-            {"subject": entry.subject, "version": entry.version, "id": registry.register(entry.subject, entry.schema)}
-            for subject in locked.subjects
-            for entry in locked.entries(subject)
-        ]
-    except (IncompatibleSchema, DamagedLock, TransientLookupError, ValueError) as error:
-        typer.echo(json.dumps({"error": str(error)}) if as_json else f"penstock: {error}", err=not as_json)
-        raise typer.Exit(1) from None
+    registry = ConfluentRegistry.from_settings(settings)
+    locked = SchemaLock.load(folder / NAME)
+    ids = [
+        {"subject": entry.subject, "version": entry.version, "id": registry.register(entry.subject, entry.schema)}
+        for subject in locked.subjects
+        for entry in locked.entries(subject)
+    ]
     registry.close()
     if as_json:
         typer.echo(json.dumps({"registered": ids}))

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from penstock.schemas.compatibility import Incompatibility, IncompatibleSchema, check
 from penstock.schemas.lock import SchemaLock
-from penstock.settings import Settings
+from penstock.settings import InvalidSettings, Settings
 
 LEVEL = "FULL_TRANSITIVE"
 _UNKNOWN_SUBJECT, _UNKNOWN_VERSION, _UNKNOWN_SCHEMA, _NO_LEVEL = 40401, 40402, 40403, 40408
@@ -121,9 +121,9 @@ class ConfluentRegistry:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "ConfluentRegistry":
-        """The registry that ``PENSTOCK_SCHEMA_REGISTRY_URL`` names. Raises ``ValueError`` where it names none."""
+        """The registry that ``PENSTOCK_SCHEMA_REGISTRY_URL`` names. Raises ``InvalidSettings`` where it names none."""
         if not settings.schema_registry_url:
-            raise ValueError("no schema registry is set. Set PENSTOCK_SCHEMA_REGISTRY_URL.")
+            raise InvalidSettings("no schema registry is set. Set PENSTOCK_SCHEMA_REGISTRY_URL.")
         return cls(
             settings.schema_registry_url,
             settings.schema_registry_user,

@@ -161,16 +161,16 @@ def test_a_slot_on_the_command_line_is_checked_as_one_in_the_environment(tmp_pat
         ("new async", "penstock: 'async' is a word of Python's own"),
         ("schemas check damaged", "damaged/schemas.lock cannot be read: Is a directory. Restore the file from git."),
         ("schemas register damaged --url http://127.0.0.1:1", "penstock: damaged/schemas.lock cannot be read"),
-        ("model show shop 1.0.0 --registry file", "penstock model: model shop 1.0.0: no manifest.json in file"),
-        ("model list --registry http://127.0.0.1:1/x", "penstock model: the registry cannot be used: "),
-        ("model register folder", "penstock model: folder/manifest.json: No such file or directory"),
-        ("model status cut.json", "penstock model: cut.json: Invalid JSON: "),
-        ("dead list shop", "penstock dead: 'shop' is no topic of dead letters"),
-        ("dead show shop.dead 0@0 --plan nosuch.json", "penstock dead: no plan at nosuch.json"),
-        ("dead show shop.dead 0@0 --lock folder", "penstock dead: folder cannot be read: Is a directory"),
+        ("model show shop 1.0.0 --registry file", "penstock: model shop 1.0.0: no manifest.json in file"),
+        ("model list --registry http://127.0.0.1:1/x", "penstock: the registry cannot be used: "),
+        ("model register folder", "penstock: folder/manifest.json: No such file or directory"),
+        ("model status cut.json", "penstock: cut.json: Invalid JSON: "),
+        ("dead list shop", "penstock: 'shop' is no topic of dead letters"),
+        ("dead show shop.dead 0@0 --plan nosuch.json", "penstock: no plan at nosuch.json"),
+        ("dead show shop.dead 0@0 --lock folder", "penstock: folder cannot be read: Is a directory"),
         (
             "dead replay shop.dead --patch nosuch",
-            "penstock dead: 'nosuch' is not of the form module:name, e.g. mends:amount",
+            "penstock: 'nosuch' is not of the form module:name, e.g. mends:amount",
         ),
         ("broker start --data-dir /proc/x", "penstock broker: the folder /proc/x cannot be made or written to"),
         ("broker start --data-dir file", "penstock broker: file/broker.json cannot be read: Not a directory"),
@@ -195,6 +195,28 @@ def test_wrong_input_is_a_line_that_names_it(
     assert failed.stderr.count("\n") <= 1
     assert capfd.readouterr() == ("", "")
     assert {path.name for path in Path().iterdir()} <= {"folder", "damaged", "file", "cut.json", "plan.json"}
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("topics nosuch.json --json", "no plan at nosuch.json. Make it with"),
+        ("model show shop 1.0.0 --json", "PENSTOCK_COMMIT_INTERVAL_MS='soon' is not allowed"),
+        ("doctor nosuch --json", "PENSTOCK_COMMIT_INTERVAL_MS='soon' is not allowed"),
+        ("dead list shop --json", "'shop' is no topic of dead letters"),
+        ("schemas register folder --json", "PENSTOCK_COMMIT_INTERVAL_MS='soon' is not allowed"),
+        ("quarantine list nosuch.json --json", "PENSTOCK_COMMIT_INTERVAL_MS='soon' is not allowed"),
+    ],
+)
+def test_a_program_hears_of_wrong_input_and_settings_in_json(
+    command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PENSTOCK_COMMIT_INTERVAL_MS", "soon")
+    failed = CliRunner().invoke(app, command.split())
+    assert failed.exit_code == 1
+    assert said in json.loads(failed.stdout)["error"]
+    assert failed.stderr == ""
 
 
 def test_who_serves_is_asked_without_a_word_of_the_client(caplog: pytest.LogCaptureFixture) -> None:

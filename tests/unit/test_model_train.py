@@ -50,7 +50,7 @@ def test_damaged_files_are_a_line_with_the_mend(train: str, said: str, mend: str
     step = [*TRAIN, "shop.pipeline:pipeline", "--plan=plan.json", "--registry=models"]
     done = subprocess.run(step, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
-    assert done.stderr.startswith(f"penstock model: {said}")
+    assert done.stderr.startswith(f"penstock: {said}")
     assert done.stderr.endswith(f". {mend}\n")
 
 
