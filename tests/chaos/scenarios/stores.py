@@ -1,10 +1,13 @@
-"""What lies outside of Kafka fails: Feast's online store is locked, its disk is full, its folders are gone; the models
-are gone; the disk under snapshots and logs is full; the registry is away while events of a new schema come.
+"""What lies outside of Kafka fails: Feast's online store is locked, its disk is full, its folders are read-only or
+gone; the models are gone; the disk under snapshots and logs is full; the registry is away while events of a new schema
+come.
 
 A full disk is a limit of nought on the files that a running worker may write (``prlimit``): it holds for root too, and
-needs no file system of its own.
+needs no file system of its own. Nor may root write what is read-only, for what is started here lacks the capability.
 """
 
+import ctypes
+import os
 import re
 import resource
 import shutil
@@ -31,6 +34,8 @@ HOLDS = (
 WRITER = "features.feast"
 NEW_ID = 4_711
 """The first of those whose schemas are in no lock."""
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+"""Of Linux: linux/prctl.h, linux/capability.h."""
 DOWN_S = 12.0
 """Longer than the registry's client waits, twice, with its second try."""
 MINUTES_S = 150.0
@@ -43,6 +48,7 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
     shutil.rmtree(models, ignore_errors=True)
     shutil.copytree(lab.models, models)
     event = newer(lab.plan.event.avro)
+    heed_permissions()
     with (
         SmallRegistry(NEW_ID, event) as registry,
         lab.trial(
@@ -63,6 +69,12 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
             caught_up(trial, WRITER)
             result.tell("the disk under snapshots and logs is full")
             no_snapshots(trial, "features.aircraft")
+            result.tell("Feast's folders are read-only")
+            with read_only(trial.world.folder / "feast/var"):
+                trial.world.signal(WRITER, signal.SIGKILL)  # what has a file open may write it for as long as it lives
+                waits_and_says(trial, WRITER, "store")
+                trial.flowing()
+            caught_up(trial, WRITER)
             result.tell("Feast's folders are gone")
             with gone(trial.world.folder / "feast/var"):
                 waits_and_says(trial, WRITER, "store of")
@@ -92,6 +104,24 @@ def locked(database: Path) -> Iterator[None]:
         yield
     finally:
         connection.close()
+
+
+def heed_permissions() -> None:
+    """What this process starts from now on, as root too, may write only where permissions say so."""
+    if os.geteuid() == 0 and ctypes.CDLL(None, use_errno=True).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "root's right to write anything cannot be given up")
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    every = {path: path.stat().st_mode for path in (folder, *folder.rglob("*"))}
+    for path, mode in every.items():
+        path.chmod(mode & ~0o222)
+    try:
+        yield
+    finally:
+        for path, mode in every.items():
+            path.chmod(mode)
 
 
 @contextmanager
