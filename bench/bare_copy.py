@@ -16,7 +16,8 @@ from types import FrameType
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from penstock.settings import Settings
-from penstock.transport.kafka import CONSUMER, PRODUCER
+from penstock.transport.kafka import CONSUMER
+from penstock.transport.transactions import PRODUCER
 
 
 def copy(group: str, sources: list[str], target: str, commit_ms: int, ready: str) -> None:

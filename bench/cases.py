@@ -17,7 +17,7 @@ from bench.processes import follow
 from bench.workshop import Job, Workshop, followed, measure, result, run_copies
 from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.plan import Plan
-from penstock.transport.kafka import PRODUCER
+from penstock.transport.transactions import PRODUCER
 
 
 def fill_raw(shop: Workshop, plan: Plan, form: str) -> Census:

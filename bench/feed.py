@@ -12,7 +12,7 @@ import numpy as np
 from confluent_kafka import Producer
 
 from penstock.codec.avro import AvroEncoder
-from penstock.transport.kafka import PRODUCER
+from penstock.transport.transactions import PRODUCER
 from pipelines.fraud.data import generate, schema
 
 TICK_S = 0.002

@@ -97,7 +97,7 @@ def fail_in_loop(at: FailPoint) -> None:
 
     def sent(_: None, transport: KafkaTransport, *__: object) -> None:
         if at.due("send"):
-            transport._producer.flush(10.0)
+            transport._transactions._producer.flush(10.0)
             at.die()
 
     def failing_reader(source: InputPlan, lookup: worker.Lookup, largest: int) -> TopicReader:

@@ -18,9 +18,10 @@ from uuid import uuid4
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from penstock.settings import Settings
-from penstock.transport import kafka
+from penstock.transport import transactions
 from penstock.transport.kafka import KafkaTransport
 from penstock.transport.protocol import Fenced, TransactionAborted
+from penstock.transport.transactions import Transactions
 from tests.chaos.proxy import CHUNK, LINGER_NONE, BrokerBehind, Proxy
 from tests.conftest import read_all_committed
 
@@ -111,16 +112,16 @@ def attempt(
     """Ends one transaction whose EndTxn comes late, into the next one, and ends that the other way. Returns what the
     broker answered to the late EndTxn. Raises what the transport raises."""
     transport.send(topics[0], [None], [f"{name} first"])
-    transport._producer.flush(10)  # an abort of what was not sent yet asks nothing of the broker
+    transport._transactions._producer.flush(10)  # an abort of what was not sent yet asks nothing of the broker
     proxy.hold = way
     transport.commit({}) if held == "commit" else transport.abort()
     transport.send(topics[0], [None], [f"{name} second"])
-    transport._producer.flush(10)
+    transport._transactions._producer.flush(10)
     code = proxy.release()
     transport.send(
         topics[1], [None], [f"{name} third"]
     )  # to the broker, a new transaction, if the late one has ended it
-    transport._producer.flush(10)
+    transport._transactions._producer.flush(10)
     transport.abort() if held == "commit" else transport.commit({})
     return code
 
@@ -141,12 +142,12 @@ def attempts(
     name = f"late{uuid4().hex[:8]}"
     topics = topics_on(bootstrap, f"{name}.a", f"{name}.b")
     settings = Settings(bootstrap_servers=f"127.0.0.1:{proxy.port}")
-    guard = KafkaTransport._asked_again if guarded else lambda *_: False
+    guard = Transactions._asked_again if guarded else lambda *_: False
     found: Counter[str] = Counter()
     fates: dict[str, str] = {}
     with (
-        patch.object(KafkaTransport, "_asked_again", guard),
-        patch.dict(kafka.PRODUCER, {"socket.timeout.ms": 1000}),
+        patch.object(Transactions, "_asked_again", guard),
+        patch.dict(transactions.PRODUCER, {"socket.timeout.ms": 1000}),
     ):
         transport = KafkaTransport(settings, name, "test")
         try:

@@ -49,7 +49,7 @@ def test_while_nothing_is_lost_on_the_way_the_producer_stays(place: Place) -> No
     _, broker = place
     (topic,) = topics_on(broker.bootstrap, "well")
     transport = KafkaTransport(Settings(bootstrap_servers=broker.bootstrap), topic, "test")
-    producer = transport._producer
+    producer = transport._transactions._producer
     recorder = Recorder()
     try:
         transport.subscribe([topic], recorder)
@@ -57,11 +57,11 @@ def test_while_nothing_is_lost_on_the_way_the_producer_stays(place: Place) -> No
         for number in range(60):
             transport.send(topic, [None], [b"row"])
             if number % 3 == 0:
-                transport._producer.flush(10)
+                transport._transactions._producer.flush(10)
                 transport.abort()
             else:
                 transport.commit({Partition(topic, 0): Position(number)})
-            assert transport._producer is producer
+            assert transport._transactions._producer is producer
     finally:
         transport.close()
 
@@ -76,14 +76,14 @@ def test_a_commit_that_was_sent_twice_and_then_refused_may_have_been_done_and_is
     def refused(_: float) -> None:
         raise KafkaFault(1, "the broker refused it", abortable=True)
 
-    monkeypatch.setattr(transport._producer, "commit", refused)
+    monkeypatch.setattr(transport._transactions._producer, "commit", refused)
     try:
         transport.send(topic, [None], [b"row"])
         with pytest.raises(TransactionAborted):
             transport.commit({})
         transport.abort()
         transport.send(topic, [None], [b"row"])
-        monkeypatch.setattr(transport._producer.traffic, "sent", lambda api: 2)
+        monkeypatch.setattr(transport._transactions._producer.traffic, "sent", lambda api: 2)
         with pytest.raises(Fenced):
             transport.commit({})
     finally:

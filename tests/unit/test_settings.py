@@ -15,7 +15,7 @@ from penstock.dead.topics import reading
 from penstock.local.supervisor import environment_of
 from penstock.models import control_topic
 from penstock.settings import InvalidSettings, Settings
-from penstock.transport import clients
+from penstock.transport import clients, transactions
 from tests.onnx_models import plan
 
 SECURE = {
@@ -154,9 +154,9 @@ def test_sasl_reaches_every_client(secure: Settings, monkeypatch: pytest.MonkeyP
         seen.append(config)
         return MagicMock()
 
-    for module in (transport, control_topic):
-        monkeypatch.setattr(module, "Producer", client)
-        monkeypatch.setattr(module, "Consumer", client)
+    for name, modules in {"Producer": (transactions, control_topic), "Consumer": (transport, control_topic)}.items():
+        for module in modules:
+            monkeypatch.setattr(module, name, client)
     monkeypatch.setattr(topics, "Admin", lambda settings: client(settings.kafka()))
     transport.KafkaTransport(secure, "shop.ingest", "ingest")
     topics.admin_client(secure)
