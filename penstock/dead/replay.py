@@ -3,7 +3,8 @@
 A replay begins where the pipeline begins: whatever stage a letter is from, its raw record goes to the raw topic again
 and becomes a new event, with a new origin and one fate of its own. A letter of ingest holds that record. A later stage
 read an event, which had no other fate, so what is sent is the raw record that the event descends from, as long as its
-log has it; views that had counted the event before a later stage refused it count it again. The monitor only watches
+log has it; views that had counted the event before a later stage refused it count it again, and where events are
+de-duplicated it is a copy of itself (ADR 11). The monitor only watches
 rows whose fate is elsewhere: its letters are never replayed.
 
 A note of each origin goes to the compacted ``NAME.replayed`` in the transaction that carries the record. The notes are
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import orjson
 
 from penstock.dead.letters import ATTEMPT, Filter, Letter, Place, letters
-from penstock.dead.sending import Record, Sender
+from penstock.dead.sending import Record, ReplayStopped, Sender
 from penstock.dead.topics import REPLAYED, PlaceReader, bounds, pipeline_of, read_topic, reading
 from penstock.records import Header
 from penstock.settings import Settings
@@ -103,6 +104,11 @@ def replay(
     """
     notes = pipeline_of(topic) + REPLAYED
     if options.to is not None:
+        if not is_beginning(topic, options.to):
+            raise ReplayStopped(
+                f"{options.to} is written by the pipeline's own stages, and an event that was put there by hand would "
+                f"have no origin. Give a topic where the pipeline begins, or one outside of it"
+            )
         with closing(reading(settings)) as asking:
             bounds(asking, settings, options.to)
     sender = None if options.dry_run else Sender(settings, f"{topic}.replay")
@@ -120,6 +126,13 @@ def replay(
             report.counts[SENT] += len(batch)
             tell(report)
     return report
+
+
+def is_beginning(dead: str, to: str) -> bool:
+    """Whether records may be put into ``to``: of the pipeline's own topics (``dead`` is one) only into those that users
+    write."""
+    prefix = f"{pipeline_of(dead)}."
+    return not to.startswith(prefix) or to.removeprefix(prefix) in ("raw", "labels")
 
 
 class Judge:

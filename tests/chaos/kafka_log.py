@@ -16,11 +16,14 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from tests.chaos.records import Record
 
+OPEN_S = 5.0
+"""How long a transaction may still be open. The broker itself ends it after 10 s, and would hide one that was left."""
+
 
 class KafkaLog:
     """The topics of a broker, to the ends they have when reading begins.
 
-    ``timeout`` seconds bound each topic's reading, and how long an open transaction is waited for. Raises TimeoutError.
+    ``timeout`` seconds bound each topic's reading. Raises TimeoutError.
     """
 
     def __init__(self, bootstrap: str, timeout: float = 30.0, extra: Mapping[str, str] | None = None) -> None:
@@ -66,7 +69,7 @@ class KafkaLog:
         admin = AdminClient(self._client)
         there = admin.list_topics(timeout=self._timeout).topics
         wanted = {TopicPartition(name, n): OffsetSpec.latest() for name in topics for n in there[name].partitions}
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + OPEN_S
         while True:
             ends: list[dict[tuple[str, int], int]] = []
             # the stable offsets first: what is written in between is then seen as open, and looked at again

@@ -6,6 +6,7 @@ import pytest
 
 from tests.chaos.harness import Result, percentile
 from tests.chaos.report import BEGIN, END, bound, summary, table, write_table
+from tests.chaos.verdict import Verdict
 
 
 def result(name: str, **facts: object) -> Result:
@@ -31,6 +32,24 @@ def test_what_is_lost_or_doubled_fails_and_the_control_fails_without_doubles() -
     assert not result("control", control=True).passed
     assert result("control", control=True, duplicated=4).passed
     assert not result("control", control=True, duplicated=4, lost=1).passed
+
+
+def test_the_controls_doubles_are_seen_by_both_verifiers_and_its_losses_by_the_one_that_can() -> None:
+    counting, reading = Verdict("t"), Verdict("t")
+    counting.find("lost", "raw/0@0", 50)
+    counting.find("duplicated", "raw/0@1", 5)
+    reading.find("duplicated", "predictions/0@1", 3)
+    found = result("control", control=True)
+    found.add(counting, reading)
+    assert (found.lost, found.duplicated, found.passed) == (50, 3, False)
+    blind = result("control", control=True)
+    blind.add(Verdict("t"), reading)
+    assert not blind.passed
+    windows = Verdict("t")
+    windows.find("wrong window", "s of 1", 2)
+    found = result("control", control=True, duplicated=4)
+    found.add(windows)
+    assert (found.wrong_windows, found.notes, found.passed) == (0, {"wrong window": 2}, True)
 
 
 def test_the_table_has_every_scenario_and_bounds_all_but_the_control() -> None:

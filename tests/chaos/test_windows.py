@@ -3,7 +3,7 @@ its way is found.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from penstock.windows.spec import ViewSpec
 from penstock.windows.state import WindowState
+from tests.chaos.declared import Declared, declared
 from tests.chaos.records import Schemas
 from tests.chaos.test_verify import ENVELOPE, MemoryLog, headers_of
 from tests.chaos.test_verify import LOCK as OTHERS
 from tests.chaos.verify import verify
-from tests.chaos.windows import Aggregation, View, Windows, declared
+from tests.chaos.windows import Aggregation, View, Windows
 
 FUNCTIONS = ("count", "sum", "mean", "min", "max", "std", "last")
 VIEW = View(
@@ -129,7 +130,7 @@ class Served(MemoryLog):
         return b"\0" + (number + 1).to_bytes(4, "big") + stream.getvalue()
 
     def findings(self) -> dict[str, int]:
-        verdict = verify("t", Schemas("t", LOCK), self, [VIEW])
+        verdict = verify("t", Schemas("t", LOCK), self, Declared((VIEW,)))
         if verdict.ok:
             assert verdict.counts["windows"] == 4 * 2 + 3 * 2
         return verdict.findings
@@ -170,7 +171,7 @@ def test_a_row_that_its_stage_has_dead_lettered_may_be_missing_from_the_view() -
     log.drop("features", 1)
     event = log.topics["t.events"][1]
     log.add("dead", event.key, event.value, headers=headers_of("t.events", 0, 1, "features.card", (0, 1)))
-    assert verify("t", Schemas("t", LOCK), log, [VIEW]).findings == {}
+    assert verify("t", Schemas("t", LOCK), log, Declared((VIEW,))).findings == {}
 
 
 def quarantined() -> Served:
@@ -190,19 +191,19 @@ def quarantined() -> Served:
 
 
 def test_a_row_that_was_never_decoded_is_in_no_window() -> None:
-    assert verify("t", Schemas("t", LOCK), quarantined(), [VIEW]).findings == {}
+    assert verify("t", Schemas("t", LOCK), quarantined(), Declared((VIEW,))).findings == {}
 
 
 def test_a_window_that_holds_what_was_never_decoded_is_found() -> None:
     log = quarantined()
     features(log, 2, s=7.0, n=3, _event_id="3", _origin_offset=3)
-    assert verify("t", Schemas("t", LOCK), log, [VIEW]).findings == {"wrong window": 2}
+    assert verify("t", Schemas("t", LOCK), log, Declared((VIEW,))).findings == {"wrong window": 2}
 
 
 def test_a_row_that_was_never_decoded_is_not_in_the_view() -> None:
     log = quarantined()
     log.add("view.spending", b"a", log.encoded("view.spending", _offset=1, card="a", s=3.0, n=2))
-    assert verify("t", Schemas("t", LOCK), log, [VIEW]).findings == {"wrong window": 1}
+    assert verify("t", Schemas("t", LOCK), log, Declared((VIEW,))).findings == {"wrong window": 1}
 
 
 def test_a_corrupted_row_of_the_view_is_found() -> None:
@@ -216,9 +217,63 @@ def test_a_plan_declares_the_views(tmp_path: Path) -> None:
     aggregations = [{"name": a.name, "column": "x", "function": a.function, "window_ms": 60, "tile_ms": 10}
                     for a in VIEW.aggregations]  # fmt: skip
     view = {"name": "spending", "key": "card", "lateness_ms": 100, "topic": "t.view.spending", "hash": "0"}
-    stages = [{"views": [], "inputs": []}, {"views": ["spending"], "inputs": [{"topic": "t.events"}]}]
-    file.write_text(json.dumps({"views": [{**view, "aggregations": aggregations}], "stages": stages}))
-    assert declared(file) == [VIEW]
+    stages = [
+        {"views": [], "inputs": [], "next_key": None},
+        {"views": ["spending"], "inputs": [{"topic": "t.events"}], "next_key": "shop", "outputs": ["t.by.shop", "t.x"]},
+    ]
+    plan = {
+        "pipeline": "t",
+        "views": [{**view, "aggregations": aggregations, "key_bytes": 8}],
+        "stages": stages,
+        "event": {"key": "card", "event_id": "id", "deduplicate_ms": 1000},
+        "when": {"function": "f:f", "otherwise": "closed"},
+    }
+    file.write_text(json.dumps(plan))
+    keys = {"events": "card", "by.shop": "shop"}
+    assert declared(file) == Declared((VIEW,), keys, "id", frozenset({"closed", "duplicate"}))
     file.write_text("{}")
     with pytest.raises(ValueError, match="no plan with views"):
         declared(file)
+
+
+PLAN = Declared((VIEW,), {"events": "card"}, "id", frozenset({"closed"}))
+
+
+def identified() -> Served:
+    """The same, with raw events that have ids, of which one more is dropped."""
+    log = Served()
+    log.add("raw", b"producer", b"")
+    for offset, record in enumerate(log.topics["t.raw"]):
+        log.replace("raw", offset, value=json.dumps({"id": str(offset)}).encode())
+        assert record.offset == offset
+    names = {"_event_id": "4", "_origin_partition": 0, "_origin_offset": 4}
+    log.add("events", b"b", log.encoded("events", **names, _event_time=60, card="b", x=1.0))
+    log.add("view.spending", b"b", log.encoded("view.spending", _offset=4, card="b", s=1.0, n=1))
+    log.add("dropped", b"b", log.encoded("dropped", **DROP, reason="closed"))
+    return log
+
+
+DROP = {"topic": "t.events", "message": "", "event_id": None, "origin_partition": 0, "origin_offset": 4}
+MISTAKES: dict[str, tuple[Callable[[Served], object], dict[str, int]]] = {
+    "none": (lambda log: None, {}),
+    "a row has another event's id": (lambda log: features(log, 3, _event_id="1"), {"mistaken": 1}),
+    "two events have changed their contents": (
+        lambda log: [features(log, 0, _event_id="1", s=1.0, n=1), features(log, 1, _event_id="0", s=3.0, n=2)],
+        {"mistaken": 2},
+    ),
+    "a key is missing": (lambda log: log.replace("events", 1, key=None), {"mistaken": 1}),
+    "a key is another's": (lambda log: log.replace("events", 1, key=b"b"), {"mistaken": 1}),
+    "an event is dropped for no good reason": (
+        lambda log: log.replace("dropped", 0, value=log.encoded("dropped", **DROP, reason="felt like it")),
+        {"unattributed": 1},
+    ),
+    "nobody can say which event it was": (lambda log: log.replace("raw", 1, value=b"[" * 100_000), {}),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_the_plan_declares_is_held_against_every_row(mistake: str) -> None:
+    log = identified()
+    do, found = MISTAKES[mistake]
+    do(log)
+    assert verify("t", Schemas("t", LOCK), log, PLAN).findings == found

@@ -6,7 +6,8 @@ so that a mistake of its codec or transport cannot hide itself.
 
 prints its findings as JSON and exits 0 when there are none, 1 when there are, 2 when it could not look. The pipeline
 should have nothing left to read. Schema ids are the lock's line numbers. With a plan, which is read as data, every
-window is computed again from the log too.
+window is computed again from the log too, every row has the id of the raw event that it says it is of and the key that
+its topic is keyed by, and nothing is dropped for a reason that the plan does not have.
 """
 
 import argparse
@@ -15,22 +16,24 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from confluent_kafka import KafkaException
 
+from tests.chaos.declared import DUPLICATE, Declared, declared
 from tests.chaos.kafka_log import KafkaLog
 from tests.chaos.records import Log, Place, Record, Schemas
 from tests.chaos.verdict import Verdict
-from tests.chaos.windows import View, Windows, declared
+from tests.chaos.windows import Windows
 
 LOOKING_ON = ("monitor",)
 """Stages that only watch: what they reject has its fate elsewhere."""
+LARGEST = 1_000_000
+"""Bytes of a raw value that is looked into."""
 
-DUPLICATE = "duplicate"
 KILLED = "killed the worker"
 """The reason of a row that its stage has never decoded: it is in no window and moves no watermark. Every other dead
 letter's row was part of its stage's windows by the time it failed."""
@@ -53,9 +56,10 @@ class Letter:
 class Verifier:
     """One look at one pipeline."""
 
-    def __init__(self, pipeline: str, schemas: Schemas, log: Log, views: Sequence[View] = ()) -> None:
-        self._name, self._schemas, self._log = pipeline, schemas, log
-        self._windows = [Windows(view) for view in views]
+    def __init__(self, pipeline: str, schemas: Schemas, log: Log, declared: Declared) -> None:
+        self._name, self._schemas, self._log, self._declared = pipeline, schemas, log, declared
+        self._windows = [Windows(view) for view in declared.views]
+        self._raw_ids: dict[Place, str] = {}
         self._verdict = Verdict(pipeline)
         self._letters: list[Letter] = []
         self._wanted: dict[str, dict[Place, list[Letter]]] = {}
@@ -161,7 +165,25 @@ class Verifier:
             self._verdict.find("altered", f"{where}: its key")
 
     def _read_inputs(self, suffix: str) -> set[Place]:
-        return {(record.partition, record.offset) for record in self._records(suffix)}
+        places = set()
+        for record in self._records(suffix):
+            place = record.partition, record.offset
+            places.add(place)
+            if suffix == "raw" and (event_id := self._raw_id(record.value)) is not None:
+                self._raw_ids[place] = event_id
+        return places
+
+    def _raw_id(self, value: bytes | None) -> str | None:
+        """None of what cannot be read: it has to be a dead letter, and if it is not, no id is held against it."""
+        name = self._declared.event_id
+        if name is None or value is None or len(value) > LARGEST:
+            return None
+        try:
+            row = self._schemas.decode(value) if value[:1] == b"\0" else json.loads(value)
+        except (ValueError, RecursionError, MemoryError):
+            return None
+        found = row.get(name) if isinstance(row, dict) else None
+        return found if isinstance(found, str) else None
 
     def _fates_of_letters(self) -> tuple[Counter[Place], Counter[Place]]:
         raw: Counter[Place] = Counter()
@@ -216,6 +238,10 @@ class Verifier:
                 first = FIRST.search(row["message"])
                 place = None if first is None else (int(first[1]), int(first[2]))
                 self._copies[row["origin_partition"], row["origin_offset"]] = row["event_id"], place
+            if self._declared.drops is not None and row["reason"] not in self._declared.drops:
+                self._verdict.find(
+                    "unattributed", f"raw/{row['origin_partition']}@{row['origin_offset']} dropped as {row['reason']!r}"
+                )
             of_label = row["topic"] == f"{self._name}.labels"
             (labels if of_label else raw)[row["origin_partition"], row["origin_offset"]] += 1
 
@@ -231,6 +257,7 @@ class Verifier:
             if row is None:
                 continue
             origin = row[f"{prefix}origin_partition"], row[f"{prefix}origin_offset"]
+            self._identify(suffix, record, row, origin)
             if suffix == "events" and self._copies:
                 self._event_ids[origin] = row["_event_id"]
             place = record.partition, record.offset
@@ -241,6 +268,18 @@ class Verifier:
                     window.read(place, origin, row, copy=origin in self._copies)
             yield record, origin
 
+    def _identify(self, suffix: str, record: Record, row: Mapping[str, Any], origin: Place) -> None:
+        """The row is of the raw event that it says, and lies where its key belongs."""
+        where = f"{suffix}{_at((record.partition, record.offset))}"
+        event_id = row.get("prediction_id" if suffix == "predictions" else "_event_id")
+        if event_id != self._raw_ids.get(origin, event_id):
+            self._verdict.find("mistaken", f"{where} is {event_id!r}, raw{_at(origin)} is {self._raw_ids[origin]!r}")
+        column = self._declared.keys.get(suffix)
+        if column is not None and column in row:
+            key = None if row[column] is None else str(row[column]).encode()
+            if record.key != key:
+                self._verdict.find("mistaken", f"{where} has the key {record.key!r} and is of {column} {key!r}")
+
     def _read_views(self) -> None:
         """What Feast is fed with."""
         for window in self._windows:
@@ -250,7 +289,9 @@ class Verifier:
                 window.written(self._rows(suffix), dead, self._wrong)
         if self._windows:
             self._verdict.counts["windows"] = sum(window.checked for window in self._windows)
-            self._verdict.counts |= {f"late in {window.view.reads}": window.late for window in self._windows}
+            for window in self._windows:  # of views of one topic all see the same rows, those without a key apart
+                name = f"late in {window.view.reads}"
+                self._verdict.counts[name] = max(window.late, self._verdict.counts.get(name, 0))
 
     def _rows(self, suffix: str) -> Iterator[tuple[Place, dict[str, Any]]]:
         for record in self._records(suffix):
@@ -340,9 +381,9 @@ def _at(place: Place) -> str:
     return f"/{place[0]}@{place[1]}"
 
 
-def verify(pipeline: str, schemas: Schemas, log: Log, views: Sequence[View] = ()) -> Verdict:
-    """What became of every message of ``pipeline``; the windows of ``views`` are computed again."""
-    return Verifier(pipeline, schemas, log, views).run()
+def verify(pipeline: str, schemas: Schemas, log: Log, declared: Declared | None = None) -> Verdict:
+    """What became of every message of ``pipeline``, and whether it is as ``declared``."""
+    return Verifier(pipeline, schemas, log, declared or Declared()).run()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -350,15 +391,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("bootstrap", help="host:port of the broker")
     parser.add_argument("pipeline", help="its name, which its topics begin with")
     parser.add_argument("--lock", type=Path, required=True, help="the pipeline's schemas.lock")
-    parser.add_argument("--plan", type=Path, help="the plan's JSON, which declares the windows to check")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds for each topic, and for open transactions")
+    parser.add_argument("--plan", type=Path, help="the plan's JSON, which declares windows, keys, ids and drops")
+    parser.add_argument("--timeout", type=float, default=30.0, help="seconds for each topic")
     parser.add_argument("--client", action="append", default=[], metavar="NAME=VALUE", help="setting of the client")
     said = parser.parse_args(arguments)
     try:
         schemas = Schemas(said.pipeline, said.lock.read_text("utf-8").splitlines())
         extra = dict(setting.split("=", 1) for setting in said.client)
-        views = declared(said.plan) if said.plan else []
-        verdict = verify(said.pipeline, schemas, KafkaLog(said.bootstrap, said.timeout, extra), views)
+        plan = declared(said.plan) if said.plan else None
+        verdict = verify(said.pipeline, schemas, KafkaLog(said.bootstrap, said.timeout, extra), plan)
     except (OSError, ValueError, KeyError, TimeoutError, KafkaException) as error:
         print(json.dumps({"pipeline": said.pipeline, "ok": False, "error": str(error)}))
         return 2

@@ -5,13 +5,11 @@ newest tiles up to its own. What is late is judged by the largest event time bef
 tile older than that watermark less window and lateness; where its own is older, the row sees itself alone.
 """
 
-import json
 import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from tests.chaos.records import Place
@@ -41,26 +39,6 @@ class View:
     lateness_ms: int
     topic: str | None
     aggregations: tuple[Aggregation, ...]
-
-
-def declared(plan: Path) -> list[View]:
-    """The views that a plan's JSON declares. Raises ValueError where the file holds no plan."""
-    try:
-        said = json.loads(plan.read_text("utf-8"))
-        reads = {name: stage["inputs"][0]["topic"] for stage in said["stages"] for name in stage["views"]}
-        return [
-            View(
-                view["name"],
-                reads[view["name"]],
-                view["key"],
-                view["lateness_ms"],
-                view["topic"],
-                tuple(Aggregation(**aggregation) for aggregation in view["aggregations"]),
-            )
-            for view in said["views"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{plan} is no plan with views: {error!r}") from None
 
 
 @dataclass(slots=True)

@@ -26,11 +26,11 @@ from penstock.settings import Settings
 from penstock.topics import admin_client, create_topics, topic_specs
 from pipelines.flights.replay import HEADER
 from pipelines.flights.replay import Message as Event
+from tests.chaos.declared import declared
 from tests.chaos.kafka_log import KafkaLog
 from tests.chaos.records import Log, Schemas
 from tests.chaos.verdict import Verdict
 from tests.chaos.verify import verify
-from tests.chaos.windows import declared
 from tests.conftest import read_all_committed
 
 ROOT = Path(__file__).parents[2]

@@ -60,7 +60,7 @@ def one_stands_still(trial: Trial) -> None:
     time.sleep(STILL_S)
     for pid in second:
         os.kill(pid, signal.SIGCONT)
-    until("every fate", trial.finished, PATIENCE_S, 0.1)
+    trial.settle()
 
 
 def backlog_of(trial: Trial, rows: int) -> list[Message]:
@@ -80,7 +80,7 @@ def read_backlog(trial: Trial, workers: int, backlog: int) -> None:
             trial.start_extra(stage, slot)
     # the rate is measured from the first prediction on: before that processes start
     until("the first prediction", lambda: trial.watcher.at["predictions"], PATIENCE_S, 0.02)
-    until("every fate", trial.finished, PATIENCE_S, 0.1)
+    trial.settle()
     appended = [at for at, _, _ in trial.watcher.at["predictions"]]  # when the broker had it, ms
     rate = len(appended) * 1000 / max(max(appended) - min(appended), 1)
     trial.result.notes[f"{days:.0f} days by {workers} worker(s) of a stage"] = f"{rate:.0f} predictions/s"

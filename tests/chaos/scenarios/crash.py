@@ -32,8 +32,7 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
             result.tell(f"kill {number} of {KILLS * rounds}: {stage}")
             kill(trial, stage)
             time.sleep(draw.uniform(0.2, 1.0) * (1 if rounds == 1 else 4))
-        trial.stop_stream()
-        until("every fate", trial.finished, PATIENCE_S, pause=0.2)
+        trial.settle()
         look_behind(trial)
     # told and not judged: on two busy cores it is the machine that is measured
     result.notes[f"recoveries within {SOON_S:.0f} s"] = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 
 from tests import failing
-from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial
+from tests.chaos.harness import OUTPUT, Lab, Result, Trial
 from tests.chaos.scenarios.crash import COUNTS_S, counted_once, history_once
 from tests.integration.pipeline_world import until
 
@@ -47,8 +47,7 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
         lanes = [[d for d in deaths if (d.stage == failing.FEAST_STAGE) is feast] for feast in (True, False)]
         with ThreadPoolExecutor(len(lanes)) as pool:
             list(pool.map(lambda lane: end_each(trial, lane, len(deaths)), lanes))
-        trial.stop_stream()
-        until("every fate", trial.finished, PATIENCE_S, pause=0.2)
+        trial.settle()
         history_once(trial)
         try:
             until("profiles", lambda: counted_once(trial.world), COUNTS_S, pause=0.5)

@@ -111,8 +111,7 @@ def replayed(trial: Trial, doom: Doom, name: str) -> None:
 def idle(trial: Trial) -> None:
     """All of it is done, and workers are killed with nothing to do; then rows come again."""
     world, stages = trial.world, list(LIVE)
-    trial.stop_stream()
-    until("every fate", trial.finished, PATIENCE_S, 0.2)
+    trial.settle()
     aside, stepped = quarantined(trial), {stage: said(trial, stage, "single-stepping") for stage in OUTPUT}
     for _ in range(IDLE_KILLS):
         until("nothing to be left", lambda: all(world.behind(stage) == 0 for stage in stages), PATIENCE_S, 0.1)

@@ -83,8 +83,7 @@ def ends_in_markers(trial: Trial) -> None:
     """Every log that a stage reads ends in rows of an aborted transaction when all stages are killed. They come back,
     read all of it again, and their lag is none."""
     world = trial.world
-    trial.stop_stream()
-    until("every fate", trial.finished, PATIENCE_S, 0.2)
+    trial.settle()
     topics = [source.topic for stage in OUTPUT for source in world.plan.stage(stage).inputs]
     given_up(world, topics)
     for stage in OUTPUT:

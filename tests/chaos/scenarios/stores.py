@@ -89,8 +89,7 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
             trial.flowing()
             result.tell("the registry is away and a new schema comes")
             registry_away(trial, registry, MINUTES_S if 1 < rounds == number else DOWN_S)
-        trial.stop_stream()
-        until("every fate", trial.finished, PATIENCE_S, pause=0.2)
+        trial.settle()
         history_once(trial)
         newest_online(trial)
 
