@@ -280,7 +280,7 @@ class Loop:
             return
         now = self._clock()
         interval = self._pace.commit_interval_s
-        if now - self._opened >= interval or (drained and now - self._committed >= interval and interval < SECOND):
+        if now - self._opened >= interval or (drained and now - self._committed >= interval):
             self._commit()
 
     def _commit(self) -> None:

@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     ``given``: fields that a command's own options set, before the environment. Raises ``InvalidSettings``.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", populate_by_name=True, env_ignore_empty=True)
 
     def __init__(self, **given: Any) -> None:
         try:
@@ -133,6 +133,13 @@ class Settings(BaseSettings):
             yield (
                 f"{_place('sasl_mechanism', given)} is not set, and {_place('security_protocol', given)}="
                 f"{self.security_protocol!r} needs it. Give {field.description}"
+            )
+
+        if self.guarantee == "exactly_once" and 2 * self.commit_interval_ms > self.transaction_timeout_ms:
+            yield (
+                f"{_place('commit_interval_ms', given)}={self.commit_interval_ms} is more than half of "
+                f"{_place('transaction_timeout_ms', given)}={self.transaction_timeout_ms}, after which the broker ends "
+                "a transaction that is still open. Lower the first or raise the second"
             )
 
     @property

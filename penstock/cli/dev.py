@@ -16,28 +16,12 @@ def dev(
 ) -> None:
     """Start a broker and all workers of a pipeline, with its schemas added to the lock, until Ctrl-C."""
     from penstock.local.dev import Development
-    from penstock.local.jars import JarsUnavailable
-    from penstock.local.java import JavaNotFound
     from penstock.local.resolve import describe_kind
-    from penstock.local.state import BrokerError
-    from penstock.local.steps import StepFailed
-    from penstock.local.supervisor import WorkersFailed
     from penstock.local.until import interruptible, until_interrupted
-    from penstock.models.control_topic import ControlUnavailable
-    from penstock.topics import BrokerUnavailable
 
     def say(line: str) -> None:
         typer.echo(line, err=as_json)
 
-    told = (
-        BrokerError,
-        JarsUnavailable,
-        JavaNotFound,
-        StepFailed,
-        WorkersFailed,
-        BrokerUnavailable,
-        ControlUnavailable,
-    )
     say(describe_kind(docker))
     try:
         with interruptible(), ExitStack() as stack:
@@ -51,7 +35,4 @@ def dev(
             until_interrupted(tell, running.look)
     except KeyboardInterrupt:
         pass
-    except told as error:
-        typer.echo(f"penstock dev: {error}", err=True)
-        raise typer.Exit(1) from None
     say("everything that was started has ended")

@@ -39,7 +39,8 @@ def list_versions(
         models = ModelRegistry(_url(registry))
         found = {model: models.versions(model) for model in ([name] if name else models.names())}
         lines = [f"{model} {version}" for model, versions in found.items() for version in versions]
-        _say(found, "\n".join(lines) or f"no versions in {models.url}", as_json)
+        where = models.url if models.there() else f"{models.url}, where there is nothing yet"
+        _say(found, "\n".join(lines) or f"no version{'s' if name is None else f' of {name}'} in {where}", as_json)
 
 
 @model_app.command()

@@ -5,6 +5,7 @@ so that it is not taken for a module of Penstock.
 import keyword
 import sys
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -60,6 +61,8 @@ def make_pipeline(name: str, directory: Path) -> Path:
     if name in sys.stdlib_module_names or name == "penstock":
         raise PlanError(f"{name!r} is the name of a module that Python needs. Choose another")
     target = directory / name
+    if (taken := find_spec(name)) is not None and Path(taken.origin or "").parent.resolve() != target.resolve():
+        raise PlanError(f"{name!r} is an installed package, which the folder would hide. Choose another name")
     if target.is_dir() and any(target.iterdir()):
         raise PlanError(f"{target} is not empty. Choose another name or folder")
     try:

@@ -10,6 +10,7 @@ from penstock.codec.shapes import UnsupportedSchema, parse
 from penstock.feast.fields import NUMBERS, field_types, is_nullable
 from penstock.pipeline import Label, Pipeline
 from penstock.plan import AvroSchema, PlanError, load_object
+from penstock.schemas.properties import check_properties
 
 TIMES = ("timestamp-millis", "timestamp-micros", "long")
 KEYS = ("string", "int", "long", "enum")
@@ -74,6 +75,10 @@ def read_schema(file: Path) -> AvroSchema:
         raise PlanError(f"{file}: {error}") from None
     if not isinstance(schema, Mapping):
         raise PlanError(f"{file}: an Avro record is a JSON object")
+    try:
+        check_properties(dict(schema))
+    except PlanError as error:
+        raise PlanError(f"{file}: {error}") from None
     return dict(schema)
 
 

@@ -52,6 +52,10 @@ class ModelRegistry:
             self._files.pipe_file(self._path(manifest.name, manifest.version, FILE), content)
         return self._known(manifest) or manifest
 
+    def there(self) -> bool:
+        """Whether anything is where it should be; before the first version there need not be."""
+        return bool(self._files.exists(self._root))
+
     def names(self) -> list[str]:
         """The models that have a version."""
         return [name for name in self._folders(self._root) if self.versions(name)]

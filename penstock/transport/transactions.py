@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from penstock.records import Header, Values, column
-from penstock.settings import Settings
+from penstock.settings import InvalidSettings, Settings
 from penstock.transport import librdkafka
 from penstock.transport.clients import Consumer, Producer
 from penstock.transport.librdkafka import KafkaFault, Place
@@ -112,6 +112,11 @@ class Transactions:
                 self._cut_off = False
                 return
             except KafkaFault as fault:
+                if fault.code == librdkafka.INVALID_TRANSACTION_TIMEOUT:
+                    raise InvalidSettings(
+                        f"PENSTOCK_TRANSACTION_TIMEOUT_MS={self._config['transaction.timeout.ms']} is more than the "
+                        "broker's transaction.max.timeout.ms. Lower the first or raise the second"
+                    ) from fault
                 if fault.fatal or fault.code in FATAL:
                     raise Fenced(f"slot {self._slot}: init_transactions: {fault}") from fault
                 if not fault.retriable or time.monotonic() > deadline:

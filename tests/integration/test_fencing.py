@@ -16,6 +16,8 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from penstock.local.resolve import BrokerHandle
 from penstock.plan import Plan
+from penstock.settings import InvalidSettings, Settings
+from penstock.transport.kafka import KafkaTransport
 from tests.integration.conftest import VERSION, Feed
 from tests.integration.pipeline_world import ROOT, World, until
 from tests.integration.test_start import Started, started
@@ -166,3 +168,9 @@ def test_a_worker_that_slept_past_its_session_commits_nothing_that_another_has_t
             assert sleeper.process.poll() is None
             assert all("UNKNOWN_MEMBER_ID" in line for line in said(sleeper))
         assert said(other) == []
+
+
+def test_a_transaction_time_out_that_the_broker_does_not_allow_is_named_and_is_no_fencing(broker: BrokerHandle) -> None:
+    settings = Settings(bootstrap_servers=broker.bootstrap, transaction_timeout_ms=99_999_999)
+    with pytest.raises(InvalidSettings, match="PENSTOCK_TRANSACTION_TIMEOUT_MS=99999999 is more than the broker's"):
+        KafkaTransport(settings, "shop.ingest", "ingest")

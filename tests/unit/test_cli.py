@@ -149,9 +149,9 @@ def test_a_slot_on_the_command_line_is_checked_as_one_in_the_environment(tmp_pat
         ("doctor nosuch", "penstock: 'nosuch' is not of the form module:name"),
         (
             "dev nosuch --folder file",
-            "penstock dev: the folder file/logs cannot be made or written to: Not a directory",
+            "penstock: the folder file/logs cannot be made or written to: Not a directory",
         ),
-        ("demo --folder file", "penstock demo: the folder file/logs cannot be made or written to: Not a directory"),
+        ("demo --folder file", "penstock: the folder file/logs cannot be made or written to: Not a directory"),
         (
             "new shop --dir file",
             "penstock: file/shop cannot be made: Not a directory. Choose another folder with --dir",
@@ -159,6 +159,10 @@ def test_a_slot_on_the_command_line_is_checked_as_one_in_the_environment(tmp_pat
         ("new file", "penstock: file cannot be made: File exists"),
         ("new class", "penstock: 'class' is a word of Python's own, so no module can be named so. Choose another name"),
         ("new async", "penstock: 'async' is a word of Python's own"),
+        (
+            "new numpy",
+            "penstock: 'numpy' is an installed package, which the folder would hide. Choose another name",
+        ),
         ("schemas check damaged", "damaged/schemas.lock cannot be read: Is a directory. Restore the file from git."),
         ("schemas register damaged --url http://127.0.0.1:1", "penstock: damaged/schemas.lock cannot be read"),
         ("model show shop 1.0.0 --registry file", "penstock: model shop 1.0.0: no manifest.json in file"),
@@ -204,6 +208,7 @@ def test_wrong_input_is_a_line_that_names_it(
         ("model show shop 1.0.0 --json", "PENSTOCK_COMMIT_INTERVAL_MS='soon' is not allowed"),
         ("doctor nosuch --json", "PENSTOCK_COMMIT_INTERVAL_MS='soon' is not allowed"),
         ("dead list shop --json", "'shop' is no topic of dead letters"),
+        ("demo --json --folder folder", "PENSTOCK_COMMIT_INTERVAL_MS='soon' is not allowed"),
         ("schemas register folder --json", "PENSTOCK_COMMIT_INTERVAL_MS='soon' is not allowed"),
         ("quarantine list nosuch.json --json", "PENSTOCK_COMMIT_INTERVAL_MS='soon' is not allowed"),
     ],

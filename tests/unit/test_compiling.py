@@ -486,13 +486,41 @@ SCHEMA_MISTAKES = [
         {"event": without(EVENT, "paid", {"name": "x", "type": {"type": "fixed", "name": "F", "size": 4}})},
         "'fixed' is not supported",
     ),
+    *(
+        (f"property {number}", {"event": without(EVENT, "paid", {"name": "extra", **field})}, f"event.avsc: {said}")
+        for number, (field, said) in enumerate(
+            [
+                ({"type": "double", "maximum": "x"}, "the maximum of field 'extra' is 'x'. Give a number"),
+                ({"type": "double", "minimum": True}, "the minimum of field 'extra' is True. Give a number"),
+                (
+                    {"type": "int", "minimum": 200, "maximum": 100},
+                    "the minimum of field 'extra', 200, is over its maximum",
+                ),
+                (
+                    {"type": "string", "minimum": 1},
+                    "field 'extra' has a minimum but is a string. Only numbers have one",
+                ),
+                (
+                    {"type": "double", "pattern": "x"},
+                    "field 'extra' has a pattern but is a double. Only strings have one",
+                ),
+                ({"type": "string", "pattern": "("}, r"the pattern '\(' of field 'extra' is no RE2 expression"),
+                ({"type": "string", "pattern": 7}, "the pattern of field 'extra' is 7. Give a string"),
+                ({"type": "float", "allowNaN": "no"}, "allowNaN of field 'extra' is 'no'. Give true or false"),
+            ]
+        )
+    ),
 ]
 
 
 @pytest.mark.parametrize(("changed", "message"), [m[1:] for m in SCHEMA_MISTAKES], ids=[m[0] for m in SCHEMA_MISTAKES])
-def test_a_mistake_in_a_schema_is_refused(folder: Folder, changed: dict[str, object], message: str) -> None:
+def test_a_mistake_in_a_schema_is_refused_and_not_locked(
+    folder: Folder, changed: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    source = folder(**changed)
     with pytest.raises(PlanError, match=message):
-        compile_pipeline(folder(**changed), lock="extend")
+        compile_pipeline(source, lock="extend")
+    assert not list(tmp_path.rglob("schemas.lock"))
 
 
 @pytest.mark.parametrize(

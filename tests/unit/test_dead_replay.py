@@ -19,10 +19,14 @@ from penstock.dead.replay import (
     Outgoing,
     PatchFailed,
     Report,
+    is_beginning,
     note_key,
+    replay,
 )
+from penstock.dead.sending import ReplayStopped
 from penstock.dead_letter import DeadLetter, RawRow, dead_letter, shortened
 from penstock.records import Header, Partition, Reason
+from penstock.settings import Settings
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 RAW = Place("shop.raw", 1, 17)
@@ -200,3 +204,22 @@ def test_a_patch_changes_the_value_or_leaves_the_letter_out() -> None:
 def test_a_patch_that_fails_names_the_letter(patch: object, told: str) -> None:
     with pytest.raises(PatchFailed, match=f"letter shop.dead/0@0, record shop.raw/1@17, {told}"):
         judged(died(), patch=patch)
+
+
+@pytest.mark.parametrize(
+    ("to", "may"),
+    [
+        ("shop.raw", True),
+        ("shop.labels", True),
+        ("shop.events", False),
+        ("shop.by.customer", False),
+        ("shop.dead", False),
+        ("shopping.events", True),
+        ("elsewhere", True),
+    ],
+)
+def test_a_replay_writes_no_topic_that_a_stage_writes(to: str, may: bool) -> None:
+    assert is_beginning("shop.dead", to) == may
+    if not may:
+        with pytest.raises(ReplayStopped, match=f"{to} is written by the pipeline's own stages"):
+            replay(Settings(), "shop.dead", Filter(), Options(to=to))

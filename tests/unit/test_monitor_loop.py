@@ -1,5 +1,6 @@
 """The monitor in the real loop over the transport in memory: partials go out with the commit, once whatever crashes."""
 
+import time
 from typing import Any
 
 import pyarrow as pa
@@ -76,6 +77,7 @@ def run(used: Plan, broker: MemoryBroker, *, crash: bool = False) -> None:
     transport = MemoryTransport(broker, used.group("monitor"))
     loop = make_loop(used, "monitor", Settings(max_batch_rows=16), stage, transport, Health(), FLUSH_MS)
     transport.subscribe([source.topic for source in used.stage("monitor").inputs], loop)
+    loop._committed = time.time()  # in the middle of its interval
     for _ in range(30):
         loop.step()
     if crash:

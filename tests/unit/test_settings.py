@@ -49,6 +49,23 @@ def test_the_environment_is_read_and_the_name_that_other_tools_use_too(monkeypat
         Settings()
 
 
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KAFKA_BOOTSTRAP_SERVERS", "PENSTOCK_SASL_MECHANISM", "PENSTOCK_COMMIT_INTERVAL_MS"):
+        monkeypatch.setenv(name, "")
+    settings = Settings()
+    assert (settings.bootstrap_servers, settings.sasl_mechanism) == ("127.0.0.1:9092", None)
+    assert settings.commit_interval_ms == 20
+
+
+def test_a_transaction_may_not_be_open_for_as_long_as_the_broker_lets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_COMMIT_INTERVAL_MS", "5001")
+    said = "PENSTOCK_COMMIT_INTERVAL_MS=5001 is more than half of PENSTOCK_TRANSACTION_TIMEOUT_MS=10000"
+    with pytest.raises(InvalidSettings, match=said):
+        Settings()
+    assert Settings(guarantee="at_least_once").commit_interval_ms == 5001
+    assert Settings(transaction_timeout_ms=20_000).commit_interval_ms == 5001
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "allowed"),
     [
