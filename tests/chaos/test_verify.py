@@ -196,6 +196,14 @@ HARM: dict[str, tuple[Callable[[MemoryLog], object], str]] = {
         lambda log: log.replace("dead", 1, headers=[("trace", b"1"), *headers_of("t.raw", 1, 3, "ingest", None)]),
         "unattributed",
     ),
+    "a dead letter of ingest says that it is of another record": (
+        lambda log: log.replace("dead", 1, headers=[("trace", b"1"), *headers_of("t.raw", 1, 3, "ingest", (1, 2))]),
+        "unattributed",
+    ),
+    "a dead letter of a later stage says that it is of another record": (
+        lambda log: log.replace("dead", 0, headers=headers_of("t.features", 0, 4, "inference", (1, 0))),
+        "unattributed",
+    ),
     "a drop has no reason": (
         lambda log: log.replace(
             "dropped", 0, value=encode("dropped", topic="t.by.shop", reason="", origin_partition=0, origin_offset=1)

@@ -31,6 +31,8 @@ from tests.chaos.windows import Windows
 
 LOOKING_ON = ("monitor",)
 """Stages that only watch: what they reject has its fate elsewhere."""
+INGEST = "ingest"
+"""The stage whose dead letters are raw records themselves."""
 LARGEST = 1_000_000
 """Bytes of a raw value that is looked into."""
 
@@ -195,7 +197,13 @@ class Verifier:
                 if letter.read[0] == f"{self._name}.outcomes":
                     self._judge_origin_of_outcome(letter)
                 continue
-            topic, place = letter.origin or self._within(letter)
+            within = self._within(letter)
+            topic, place = letter.origin or within
+            within = letter.read if letter.stage == INGEST else within
+            if within[0] and letter.origin not in (None, within):
+                self._verdict.find(
+                    "unattributed", f"dead{_at(letter.at)} is of {within[0]}{_at(within[1])}, and says {letter.origin}"
+                )
             if topic == f"{self._name}.raw":
                 raw[place] += 1
             elif topic == f"{self._name}.labels":
@@ -220,7 +228,8 @@ class Verifier:
             )
 
     def _within(self, letter: Letter) -> tuple[str, Place]:
-        """The raw record of a letter that its stage did not decode, from the record itself."""
+        """The raw record that a letter of a later stage is of, from the record itself; of nothing where it is not
+        whole."""
         try:
             row = self._schemas.origin(letter.record.value)
             return f"{self._name}.raw", (row["_origin_partition"], row["_origin_offset"])
