@@ -14,7 +14,8 @@ import fastavro
 BLANKS = b" \t\r\n"
 MALFORMED, TRAILING, UTF8 = "truncated or malformed avro", "trailing bytes", "invalid utf-8"
 JSON, MISSING, TYPE = "malformed json", "missing field", "wrong type"
-RESOLVED = frozenset({"unresolvable schema", "unsupported schema"})
+OF_ANOTHER = frozenset({"unresolvable schema", "unsupported schema", MALFORMED, TRAILING, UTF8})
+"""What bytes are that say they are of another schema: it may fit the reader's, and they not it."""
 YEAR_1_MS, YEAR_10000_MS = -62_135_596_800_000, 253_402_300_800_000
 RANGE = {"int": 31, "long": 63}
 TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "int": (int,), "long": (int,), "double": (int, float)}
@@ -42,7 +43,7 @@ class Oracle:
             return frozenset({MALFORMED}), True
         schema_id = int.from_bytes(value[1:5], "big")
         if schema_id != self._id:
-            return (RESOLVED if schema_id in self._known else frozenset({"unknown schema id"})), True
+            return (OF_ANOTHER if schema_id in self._known else frozenset({"unknown schema id"})), True
         return self._avro(value[5:])
 
     def _avro(self, body: bytes) -> tuple[frozenset[str], bool]:
@@ -54,14 +55,14 @@ class Oracle:
         except (EOFError, IndexError, ValueError, OverflowError, MemoryError):
             return frozenset({MALFORMED}), True
         assert isinstance(row, dict)
-        if stream.read(1):
-            return frozenset({TRAILING}), True
-        wrong = self._said(row)
-        again = BytesIO()
+        read, again = body[: stream.tell()], BytesIO()
         fastavro.schemaless_writer(again, self._plain, row)
-        if again.getvalue() != body:  # a number with idle bytes, a symbol counted from the end: fastavro lets it pass
-            return wrong | {MALFORMED}, bool(wrong)
-        return wrong, bool(wrong)
+        # a number with idle bytes, a symbol or a branch counted from the end: fastavro lets it pass
+        perhaps = frozenset() if again.getvalue() == read else frozenset({MALFORMED})
+        if read != body:
+            return perhaps | {TRAILING}, True
+        wrong = self._said(row)
+        return wrong | perhaps, bool(wrong)
 
     def _json(self, value: bytes) -> tuple[frozenset[str], bool]:
         try:

@@ -25,6 +25,13 @@ from tests.integration.pipeline_world import ROOT
 from tests.integration.test_dead_letters import REASONS
 
 MUTATIONS = 3000
+FROM_THE_END = (
+    "00000000012a323031332d30342d32312e56582e3431332e4a464b808ee6e6c54f00020c4e3633305641045658ba06064a46"
+    "4b064c4158000000000056a340c0f286e6c54f02808ee6e6c54f020000000000002a40200e0802f6285c8fc275484002f628"
+    "5c8fc2f53a40025cc2c2f5280e454002ab0000000000694002b229577897eb2d400002000000000000000003023333333333"
+    "2b9040020000000000002440"
+)
+"""What one of ten thousand mutations made of a good event."""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +78,13 @@ def test_they_agree_on_what_random_changes_made_of_good_events(plan: Plan, good:
         allowed, must = oracle.faults(value)
         got = refused.get(row)
         assert got in allowed if got is not None else not must, (value, got, allowed)
+
+
+def test_a_branch_that_is_counted_from_the_end_is_none(plan: Plan) -> None:
+    """fastavro takes the third branch for null, and what is left for bytes behind the record."""
+    value = bytes.fromhex(FROM_THE_END)
+    assert "truncated or malformed avro" in oracle_of(plan).faults(value)[0]
+    assert ingested(plan, [value]) == {0: "truncated or malformed avro"}
 
 
 def test_it_finds_nothing_wrong_with_good_events(plan: Plan, good: list[Message]) -> None:
