@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.harness import Result, percentile
-from tests.chaos.report import BEGIN, END, bound, summary, table, write_table
+from tests.chaos.report import BEGIN, END, bound, read_summary, summary, table, write_summary, write_table
 from tests.chaos.verdict import Verdict
 
 
@@ -54,15 +54,29 @@ def test_the_controls_doubles_are_seen_by_both_verifiers_and_its_losses_by_the_o
 
 def test_the_table_has_every_scenario_and_bounds_all_but_the_control() -> None:
     control = result("control", control=True, duplicated=4)
-    said = summary([control, result("crash", recoveries=[1.0, 2.0])], 7, 1, 0.5)
+    said = summary([control, result("crash", recoveries=[1.0, 2.0])], 7, 1, 0.5, "abc")
     text = table(said)
     assert said["passed"]
     assert "| crash | 3 (3) | 3,000 | 0 | 0 | 0 | 0 | 1.0 / 2.0 s | passed |" in text
     assert "doubled: 0 in 3,000: below 1.0e-03" in text
 
 
+def test_a_scenario_that_is_run_again_replaces_itself_alone_and_the_page_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "summary.json"
+    assert read_summary(file) is None
+    former = summary([result("crash"), result("poison", lost=1), result("zombie")], 7, 10, 0.5, "abc")
+    write_summary(file, former)
+    said = summary([result("poison")], 7, 10, 2.0, "def", read_summary(file))
+    assert list(said["scenarios"]) == ["crash", "poison", "zombie"]
+    assert (former["passed"], said["passed"]) == (False, True)
+    assert "commit abc, load before: 0.5; poison of commit def, load before: 2.0:" in table(said)
+    assert list(summary([result("poison")], 8, 10, 2.0, "def", read_summary(file))["scenarios"]) == ["poison"]
+    file.write_text('{"scenarios": {"crash": {}}}')
+    assert read_summary(file) is None, "of another version"
+
+
 def test_a_problem_is_on_the_page() -> None:
-    text = table(summary([result("broker", problems=["it hangs\nfor ever"])], 7, 1, 0.5))
+    text = table(summary([result("broker", problems=["it hangs\nfor ever"])], 7, 1, 0.5, "abc"))
     assert "**failed**" in text
     assert "*broker* failed: it hangs" in text
 
