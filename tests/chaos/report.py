@@ -109,7 +109,7 @@ def table(said: dict[str, Any]) -> str:
     lines += [
         "",
         f"Over all scenarios but the control, per input lost: {bound(lost, inputs)}; doubled: {bound(doubled, inputs)}."
-        f" Pipelines are verified after many faults at once. Scenarios in which anything was lost or doubled: {harmed}. "
+        f" A pipeline is verified after many faults at once; scenarios that lost or doubled anything: {harmed}. "
         f"Per fault whose pipeline was verified to its end, transactions that were made to abort apart: "
         f"{bound(0, judged - aborts) if not harmed else 'no bound'}. (0 in n bounds the rate below 3/n at 95 %.)",
     ]
