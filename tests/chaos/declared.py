@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tests.chaos.windows import Aggregation, View
 
-DUPLICATE = "duplicate"
+DUPLICATE, PROBE = "duplicate", "probe"
+"""Why an event is dropped that came before, and what `penstock doctor` sends into any pipeline."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def declared(plan: Path) -> Declared:
             if stage["next_key"] is not None:
                 (next_topic,) = (name for name in stage["outputs"] if name.startswith(f"{prefix}by."))
                 keys[next_topic.removeprefix(prefix)] = stage["next_key"]
-        drops = {said["when"]["otherwise"]} if said["when"] is not None else set()
+        drops = {PROBE} | ({said["when"]["otherwise"]} if said["when"] is not None else set())
         drops |= {DUPLICATE} if event["deduplicate_ms"] is not None else set()
     except (KeyError, TypeError) as error:
         raise ValueError(f"{plan} is no plan with views: {error!r}") from None

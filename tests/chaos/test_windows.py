@@ -230,7 +230,7 @@ def test_a_plan_declares_the_views(tmp_path: Path) -> None:
     }
     file.write_text(json.dumps(plan))
     keys = {"events": "card", "by.shop": "shop"}
-    assert declared(file) == Declared((VIEW,), keys, "id", frozenset({"closed", "duplicate"}))
+    assert declared(file) == Declared((VIEW,), keys, "id", frozenset({"probe", "closed", "duplicate"}))
     file.write_text("{}")
     with pytest.raises(ValueError, match="no plan with views"):
         declared(file)
