@@ -22,6 +22,10 @@ class Declared:
     event_id: str | None = None
     drops: frozenset[str] | None = None
 
+    @property
+    def deduplicates(self) -> bool:
+        return DUPLICATE in (self.drops or ())
+
 
 def declared(plan: Path) -> Declared:
     """Raises ValueError where the file holds no plan."""

@@ -285,9 +285,12 @@ class Verifier:
             self._verdict.find("mistaken", f"{where} is {event_id!r}, raw{_at(origin)} is {self._raw_ids[origin]!r}")
         column = self._declared.keys.get(suffix)
         if column is not None and column in row:
-            key = None if row[column] is None else str(row[column]).encode()
+            of = row[column]
+            if of is None and suffix == "events" and self._declared.deduplicates:
+                of = event_id  # so that copies of an event without an entity meet too
+            key = None if of is None else str(of).encode()
             if record.key != key:
-                self._verdict.find("mistaken", f"{where} has the key {record.key!r} and is of {column} {key!r}")
+                self._verdict.find("mistaken", f"{where} has the key {record.key!r} and not {key!r}, by {column}")
 
     def _read_views(self) -> None:
         """What Feast is fed with."""

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from typer.testing import CliRunner
 
-from penstock.cli.schemas import schemas_app
+from penstock.cli.app import app
 from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.codec.json import JsonDecoder
 from penstock.local.apicurio import Apicurio
@@ -202,7 +202,7 @@ def test_the_command_registers_every_version_of_a_lock(apicurio: Apicurio, tmp_p
     for schema in (flight(), flight(GATE)):
         lock.append(subject, schema)
 
-    result = CliRunner().invoke(schemas_app, ["register", str(tmp_path), "--url", apicurio.url, "--json"])
+    result = CliRunner().invoke(app, ["schemas", "register", str(tmp_path), "--url", apicurio.url, "--json"])
 
     assert result.exit_code == 0
     registry = ConfluentRegistry(apicurio.url)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from penstock.cli.schemas import problems_of, schemas_app
+from penstock.cli.app import app
+from penstock.cli.schemas import problems_of
 from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.codec.shapes import parse
 from penstock.schemas.compatibility import check
@@ -31,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(*args: str | Path) -> Result:
-    return CliRunner().invoke(schemas_app, [str(arg) for arg in args])
+    return CliRunner().invoke(app, ["schemas", *map(str, args)])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -13,7 +13,7 @@ from penstock_inference.control import ChampionWatch, champion_watch
 from penstock_inference.stage import InferenceStage
 from typer.testing import CliRunner
 
-from penstock.cli.model import model_app
+from penstock.cli.app import app
 from penstock.local.ports import free_port
 from penstock.local.resolve import BrokerHandle
 from penstock.models.control import ControlCodec, ControlMessage
@@ -192,7 +192,7 @@ def test_the_commands_lead_from_a_folder_to_a_champion(
     (folder / FILE).write_bytes(manifest.save())
 
     def command(*words: str, code: int = 0) -> Any:
-        result = CliRunner().invoke(model_app, [*words, "--json"])
+        result = CliRunner().invoke(app, ["model", *words, "--json"])
         assert result.exit_code == code, result.output
         return json.loads(result.stdout)
 
@@ -207,9 +207,9 @@ def test_the_commands_lead_from_a_folder_to_a_champion(
     (champion,) = command("status", str(plan_file))
     assert (champion["version"], champion["author"], champion["digest"]) == ("1.0.0", "ann", registered["digest"])
 
-    told = CliRunner().invoke(model_app, ["status", str(plan_file)])
+    told = CliRunner().invoke(app, ["model", "status", str(plan_file)])
     assert told.output.startswith("champion: shop_model 1.0.0, message 0, ")
-    shown = CliRunner().invoke(model_app, ["show", "shop_model", "1.0.0"])
+    shown = CliRunner().invoke(app, ["model", "show", "shop_model", "1.0.0"])
     assert "metric   auc 0.75" in shown.output
     Path(settings.models_url, "shop_model", "1.0.0", "model.onnx").write_bytes(b"")
     assert "has 0 bytes" in command("verify", "shop_model", "1.0.0", code=1)["error"]
