@@ -114,6 +114,7 @@ def test_the_pipeline_runs_and_a_plain_client_reads_its_features(sensors: Path) 
             assert running.stdout is not None
             line = running.stdout.readline()
             assert line, log.read_text()
+            assert "bootstrap" in line, line
             bootstrap = json.loads(line)["bootstrap"]
             producer = Producer({"bootstrap.servers": bootstrap})
             now = int(time.time() * 1000)
