@@ -37,8 +37,13 @@ def stop_for_too_long(trial: Trial, stage: str, slot: int) -> None:
         until(f"{stage}.{other} to take over", lambda: len(taken_over(trial, stage, other)) > seen, PATIENCE_S, 0.1)
         trial.new_output(OUTPUT[stage], time.time())
     finally:
+        before = len(taken_over(trial, stage, slot))
         world.signal(stage, signal.SIGCONT, slot)
     trial.result.trials += 1
+    # it may say that it is ready for as long as it has not heard what it lost: until it has a share again
+    until(
+        f"{stage}.{slot} to be given partitions", lambda: len(taken_over(trial, stage, slot)) > before, PATIENCE_S, 0.1
+    )
     until(f"{stage}.{slot} to be ready again", lambda: ready(trial, stage, slot), PATIENCE_S, 0.1)
     trial.new_output(OUTPUT[stage], time.time())
     stall = trial.longest_stall(OUTPUT[stage], began)
