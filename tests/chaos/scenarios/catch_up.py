@@ -12,10 +12,10 @@ from tests.integration.pipeline_world import until
 
 NAME = "catch-up"
 HOLDS = "no row is later than its view's lateness, and the windows are those of the log"
-BACKLOG = 9_000
+BACKLOG = 6_000
 WEEKS = 3
 STILL_S = 3.0
-THINNED = 5
+THINNED = 8
 """Of so many flights one: events and labels of three weeks and more, of the same aircraft and airports."""
 
 

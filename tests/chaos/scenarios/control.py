@@ -8,7 +8,7 @@ from tests.chaos.scenarios.crash import kill
 
 NAME = "control"
 HOLDS = "with guarantee=at_least_once the same kills double something, and both verifiers say so"
-KILLS = 6
+KILLS = 4
 COMMIT_MS = 500
 """Long, so that a kill finds rows that are sent and not yet committed."""
 

@@ -29,7 +29,7 @@ LIVE = {
 """Which stages die of an event of theirs, where, and how."""
 READS = {"features.aircraft": "events", "inference": "features"}
 REPLAYS, MOVES = "features.airport", "features.aircraft"
-IDLE_KILLS = 2
+IDLE_KILLS = 1
 """As many as make a stage take its rows one by one where it had any; the supervisor bears no more after those that a
 row takes."""
 RATE = 100

@@ -18,7 +18,7 @@ HOLDS = (
     "and given straight back; the longest stall is told"
 )
 SCALINGS = 2
-VISITS = 2
+VISITS = 1
 SLOTS = (1, 2, 3)
 """Beside slot 0, which stays."""
 
