@@ -31,7 +31,7 @@ demo: $(FRESH) ## replay 2013's flights through everything; DEMO="--speed max --
 .PHONY: test
 test: check ## checks, then every test; PYTEST="-k window" passes options
 	@mkdir -p $(dir $(NOT_RUN)) && : > $(NOT_RUN)
-	@PENSTOCK_NOT_RUN=$(NOT_RUN) python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST)
+	@PENSTOCK_NOT_RUN=$(NOT_RUN) python -m pytest -n 3 --dist loadfile $(PYTEST)
 	@echo "make test: passed"
 	@cat $(NOT_RUN)
 

@@ -135,9 +135,9 @@ class Settings(BaseSettings):
                 f"{self.security_protocol!r} needs it. Give {field.description}"
             )
 
-        if self.guarantee == "exactly_once" and 2 * self.commit_interval_ms > self.transaction_timeout_ms:
+        if self.guarantee == "exactly_once" and 3 * self.commit_interval_ms > 2 * self.transaction_timeout_ms:
             yield (
-                f"{_place('commit_interval_ms', given)}={self.commit_interval_ms} is more than half of "
+                f"{_place('commit_interval_ms', given)}={self.commit_interval_ms} is more than two thirds of "
                 f"{_place('transaction_timeout_ms', given)}={self.transaction_timeout_ms}, after which the broker ends "
                 "a transaction that is still open. Lower the first or raise the second"
             )

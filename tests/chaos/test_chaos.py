@@ -10,7 +10,7 @@ from tests.chaos.harness import Lab, Result
 from tests.chaos.report import facts
 from tests.chaos.scenarios import scenarios
 
-pytestmark = [pytest.mark.kafka, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
 SEED = 1
 

@@ -26,7 +26,7 @@ from tests.integration.conftest import VERSION, Feed
 from tests.integration.pipeline_world import ROOT, World, until
 from tests.small_loop import DEAD, DROPPED, SOURCE, TARGET
 
-pytestmark = [pytest.mark.kafka, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
 PARTITIONS = 2
 COST = 2 + DEATHS

@@ -14,7 +14,6 @@ KINDS = [name for name in CASES if name not in VARIANTS]
 
 
 @pytest.mark.kafka
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_every_kind_of_case_runs_and_its_outputs_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)

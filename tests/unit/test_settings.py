@@ -58,12 +58,12 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_transaction_may_not_be_open_for_as_long_as_the_broker_lets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PENSTOCK_COMMIT_INTERVAL_MS", "5001")
-    said = "PENSTOCK_COMMIT_INTERVAL_MS=5001 is more than half of PENSTOCK_TRANSACTION_TIMEOUT_MS=10000"
+    monkeypatch.setenv("PENSTOCK_COMMIT_INTERVAL_MS", "6667")
+    said = "PENSTOCK_COMMIT_INTERVAL_MS=6667 is more than two thirds of PENSTOCK_TRANSACTION_TIMEOUT_MS=10000"
     with pytest.raises(InvalidSettings, match=said):
         Settings()
-    assert Settings(guarantee="at_least_once").commit_interval_ms == 5001
-    assert Settings(transaction_timeout_ms=20_000).commit_interval_ms == 5001
+    assert Settings(guarantee="at_least_once").commit_interval_ms == 6667
+    assert Settings(transaction_timeout_ms=20_000).commit_interval_ms == 6667
 
 
 @pytest.mark.parametrize(
