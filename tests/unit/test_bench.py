@@ -1,14 +1,23 @@
-"""The benchmark's own parts: what its figures are compared with must be right, and the table must be the file's."""
+"""The benchmark's own parts: what its figures are compared with must be right, and the table must be the file's; and
+every kind of case runs.
+"""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from bench.cards import data as cards
 from bench.processes import Measured
 from bench.results import BEGIN, END, markdown, verdict, write_readme
+from bench.run import CASES, run_cases
 from bench.workshop import result
+
+VARIANTS = {"ingest_json", "features_all", "inference_trees", "latency_20k"}
+"""Run by the same code as the cases before them."""
+KINDS = [name for name in CASES if name not in VARIANTS]
 
 
 def test_the_reference_of_the_card_windows_is_what_a_look_at_every_event_gives() -> None:
@@ -84,3 +93,17 @@ def test_a_readme_without_a_place_for_the_table_is_left_alone(tmp_path: Path) ->
     readme.write_text("no table here\n")
     assert not write_readme(results(0.7), readme)
     assert readme.read_text() == "no table here\n"
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(900)
+def test_every_kind_of_case_runs_and_its_outputs_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a few events: no figure is looked at."""
+    monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
+    said = io.StringIO()
+    found = run_cases(KINDS, 5_000, 1, tmp_path, "var/bench/models", quick=True, console=Console(file=said, width=200))
+    assert list(found["cases"]) == KINDS
+    for name, case in found["cases"].items():
+        figure = "p99_ms" if name.startswith("latency") else "events_per_second"
+        assert case[figure] > 0, name
+        assert case["baseline"][figure] > 0, name
