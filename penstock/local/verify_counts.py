@@ -101,12 +101,7 @@ class _Fates:
         return lost, duplicated + self.strangers
 
 
-def count(
-    plan: Plan,
-    settings: Settings,
-    progress: Callable[[str], None] = lambda line: None,
-    before_alerts: Callable[[], None] = lambda: None,
-) -> Counts:
+def count(plan: Plan, settings: Settings, progress: Callable[[str], None], before_alerts: Callable[[], None]) -> Counts:
     """Reads the topics of ``plan`` to their ends, the alerts last. Raises ``Unsettled``."""
     reader = TopicReader(plan, settings)
     progress("counting: raw messages")
