@@ -61,7 +61,9 @@ def make_pipeline(name: str, directory: Path) -> Path:
     if name in sys.stdlib_module_names or name == "penstock":
         raise PlanError(f"{name!r} is the name of a module that Python needs. Choose another")
     target = directory / name
-    if (taken := find_spec(name)) is not None and Path(taken.origin or "").parent.resolve() != target.resolve():
+    taken = find_spec(name)
+    # a folder without modules, such as an empty one that waits for the pipeline, has no origin
+    if taken is not None and taken.origin is not None and Path(taken.origin).parent.resolve() != target.resolve():
         raise PlanError(f"{name!r} is an installed package, which the folder would hide. Choose another name")
     if target.is_dir() and any(target.iterdir()):
         raise PlanError(f"{target} is not empty. Choose another name or folder")

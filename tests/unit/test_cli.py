@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from penstock.cli import dead
 from penstock.cli.app import SUB_COMMANDS, app, load_command
+from penstock.cli.new import make_pipeline
 from penstock.dead.letters import Letter, Place
 from penstock.models.control_topic import ControlUnavailable, read_control
 from penstock.plan import PlanError
@@ -222,6 +223,16 @@ def test_a_program_hears_of_wrong_input_and_settings_in_json(
     assert failed.exit_code == 1
     assert said in json.loads(failed.stdout)["error"]
     assert failed.stderr == ""
+
+
+def test_a_pipeline_may_be_made_in_an_empty_folder_that_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("waiting_shop").mkdir()
+    assert make_pipeline("waiting_shop", Path()) == Path("waiting_shop")
+    assert Path("waiting_shop/event.avsc").exists()
 
 
 def test_who_serves_is_asked_without_a_word_of_the_client(caplog: pytest.LogCaptureFixture) -> None:
