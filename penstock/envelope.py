@@ -11,6 +11,7 @@ ORIGIN_OFFSET = "_origin_offset"
 EVENT_TIME = "_event_time"
 INGEST_TIME = "_ingest_time"
 TRACEPARENT = "_traceparent"
+REPLAYS = "_replays"
 LABEL_KEY = "_label_key"
 
 _TIMESTAMP = {"type": "long", "logicalType": "timestamp-millis"}
@@ -26,10 +27,19 @@ FIELDS: tuple[dict[str, Any], ...] = (
     {"name": EVENT_TIME, "type": _TIMESTAMP},
     {"name": INGEST_TIME, "type": _TIMESTAMP, "doc": "append time of the raw record"},
     {"name": TRACEPARENT, "type": ["null", "string"], "default": None, "doc": "W3C trace context, mostly null"},
+    {
+        "name": REPLAYS,
+        "type": ["null", "string"],
+        "default": None,
+        "doc": "TOPIC/PARTITION@OFFSET of the raw record whose event died behind ingest and is sent again as this one",
+    },
 )
 """Avro fields, in order; event_time and ingest_time are Arrow timestamp[ms] when decoded."""
 
 COLUMNS: tuple[str, ...] = tuple(field["name"] for field in FIELDS)
+
+HEADERS = {TRACEPARENT: "traceparent", REPLAYS: "penstock.replays"}
+"""The columns that ingest takes from a raw record's headers."""
 
 PROBE_KEY = b"penstock.probe."
 """How the key of a probe of ``penstock doctor`` begins: a raw record with an event time before the year 1, which no

@@ -68,7 +68,7 @@ def check_fates(stage: Stage, batch: Batch, result: Result) -> None:
 
 def trace_id(batch: Batch, row: int) -> str | None:
     """The trace that a row belongs to, where its producer sent a W3C trace context."""
-    column = batch.traceparent
+    column = batch.headed.get(TRACEPARENT)
     if column is None and TRACEPARENT in batch.rows.schema.names:
         column = batch.rows.column(TRACEPARENT)
     context = None if column is None else column[row].as_py()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from penstock.codec.decoded import BadRow, Decoded
+from penstock.envelope import HEADERS
 from penstock.lanes import Lane, Segment, Work, merge, silent
 from penstock.records import NO_TIME, Batch, Int64s, Partition, Records
 from penstock.transport.protocol import Position
@@ -190,7 +191,7 @@ class Intake:
             event_time,
             watermark,
             replay,
-            self._traceparent(records, index) if reader.raw else None,
+            _headed(records, index) if reader.raw else {},
         )
         segments = {}
         for number in np.flatnonzero(np.bincount(records.partition)).tolist():
@@ -218,10 +219,6 @@ class Intake:
         decoded = reader.decode(records.values.take(pa.array(rest)))
         bad.update({int(rest[i]): why for i, why in decoded.bad.items()})
         return Decoded(decoded.rows, rest[decoded.index], bad)
-
-    def _traceparent(self, records: Records, index: npt.NDArray[np.int32]) -> "pa.Array | None":
-        found = records.traceparents()
-        return found if found is None or len(index) == len(records) else found.take(pa.array(index))
 
     def _whole(self, segments: dict[Partition, Segment]) -> Work:
         """Everything of one decode as it is."""
@@ -261,6 +258,12 @@ class Intake:
         for partition in found:
             self._lanes[partition].paused = False
         return found
+
+
+def _headed(records: Records, index: npt.NDArray[np.int32]) -> dict[str, "pa.Array"]:
+    """What the records at ``index`` have in headers that ingest reads, by the envelope's column."""
+    found = {column: texts for column, name in HEADERS.items() if (texts := records.texts(name)) is not None}
+    return found if len(index) == len(records) else {name: texts.take(pa.array(index)) for name, texts in found.items()}
 
 
 def _milliseconds(column: "pa.Array[pa.Scalar]") -> Int64s:

@@ -88,8 +88,8 @@ class Records:
     offset: Int64s
     timestamp: Int64s
     headers: Callable[[int], list[Header]]
-    traceparents: Callable[[], "pa.Array | None"] = lambda: None
-    """W3C trace contexts, string[n], or None when no row has one."""
+    texts: Callable[[str], "pa.Array | None"] = lambda name: None
+    """The headers of a name, string[n], or None when no row has one."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -105,7 +105,7 @@ class Records:
             self.offset[places],
             self.timestamp[places],
             lambda row: self.headers(int(places[row])),
-            lambda: _taken(self.traceparents(), places),
+            lambda name: _taken(self.texts(name), places),
         )
 
     def without(self, partitions: set[int]) -> "Records":
@@ -133,8 +133,8 @@ class Batch:
     event_time: Int64s
     watermark: Int64s
     replay: bool = False
-    traceparent: "pa.Array | None" = None
-    """string[n], filled on raw topics alone, and None when no row has one."""
+    headed: Mapping[str, "pa.Array"] = field(default_factory=dict)
+    """What raw records have in headers, string[n] by the envelope's column; one that no row has is not there."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -151,7 +151,7 @@ class Batch:
         """The rows of several batches of one topic, one after the other."""
         if len(batches) == 1:
             return batches[0]
-        traces = [b.traceparent for b in batches]
+        headed = {name for b in batches for name in b.headed}
         return Batch(
             batches[0].topic,
             pa.concat_batches([b.rows for b in batches]),
@@ -162,11 +162,10 @@ class Batch:
             np.concatenate([b.event_time for b in batches]),
             np.concatenate([b.watermark for b in batches]),
             batches[0].replay,
-            None
-            if all(trace is None for trace in traces)
-            else pa.concat_arrays(
-                [pa.nulls(len(b), pa.string()) if b.traceparent is None else b.traceparent for b in batches]
-            ),
+            {
+                name: pa.concat_arrays([b.headed.get(name, pa.nulls(len(b), pa.string())) for b in batches])
+                for name in headed
+            },
         )
 
     def slice(self, start: int, n: int) -> "Batch":
@@ -182,7 +181,7 @@ class Batch:
             self.event_time[start:stop],
             self.watermark[start:stop],
             self.replay,
-            None if self.traceparent is None else self.traceparent.slice(start, n),
+            {name: texts.slice(start, n) for name, texts in self.headed.items()},
         )
 
     def take(self, index: npt.NDArray[np.intp] | Int32s) -> "Batch":
@@ -198,11 +197,11 @@ class Batch:
             self.event_time[index],
             self.watermark[index],
             self.replay,
-            _taken(self.traceparent, index),
+            {name: texts.take(places) for name, texts in self.headed.items()},
         )
 
 
-def _taken(column: "pa.Array | None", places: npt.NDArray[np.intp] | Int32s | Int64s) -> "pa.Array | None":
+def _taken(column: "pa.Array | None", places: Int64s) -> "pa.Array | None":
     return None if column is None else column.take(pa.array(places, pa.int64()))
 
 

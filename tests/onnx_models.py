@@ -106,6 +106,7 @@ def batch(label_keys: list[str | None] | None = None, **columns: pa.Array) -> Ba
         "_event_time": pa.array([1_000 + i for i in range(n)], pa.timestamp("ms")),
         "_ingest_time": pa.array([2_000 + i for i in range(n)], pa.timestamp("ms")),
         "_traceparent": pa.nulls(n, pa.string()),
+        "_replays": pa.nulls(n, pa.string()),
         "_label_key": pa.array(ids if label_keys is None else label_keys, pa.string()),
         **columns,
     }

@@ -35,6 +35,7 @@ def events(n: int) -> Iterator[pa.RecordBatch]:
                 "_event_time": times,
                 "_ingest_time": times,
                 "_traceparent": pa.nulls(size, pa.string()),
+                "_replays": pa.nulls(size, pa.string()),
                 "event_id": ids,
                 "card_id": pa.array([f"c{i:06d}" for i in card.tolist()]),
                 "merchant_id": pa.array([f"m{i:05d}" for i in merchant.tolist()]),

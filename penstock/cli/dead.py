@@ -170,11 +170,7 @@ def replay_letters(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent; send nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Send the records of letters into the pipeline again, each once however often this is called.
-
-    Where the pipeline drops duplicates, an event that died behind the first features stage has an id that came before:
-    within that horizon its replay is dropped too, unless --patch gives it an id of its own.
-    """
+    """Send the records of letters into the pipeline again, each once however often this is called."""
     function = None if patch is None else load_function(patch, "mends:amount")
     options = Options(to, function, rate, limit, max_attempts, dry_run)
     progress = Console(stderr=True)

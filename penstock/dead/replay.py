@@ -3,9 +3,9 @@
 A replay begins where the pipeline begins: whatever stage a letter is from, its raw record goes to the raw topic again
 and becomes a new event, with a new origin and one fate of its own. A letter of ingest holds that record. A later stage
 read an event, which had no other fate, so what is sent is the raw record that the event descends from, as long as its
-log has it; views that had counted the event before a later stage refused it count it again, and where events are
-de-duplicated it is a copy of itself (ADR 11). The monitor only watches
-rows whose fate is elsewhere: its letters are never replayed.
+log has it, with a header that names it, by which de-duplication knows that it is no copy (ADR 11); views that had
+counted the event before a later stage refused it count it again. The monitor only watches rows whose fate is elsewhere:
+its letters are never replayed.
 
 A note of each origin goes to the compacted ``NAME.replayed`` in the transaction that carries the record. The notes are
 read after the producer has fenced any other run and ended what a killed one left open, so they are complete.
@@ -21,12 +21,14 @@ from typing import NamedTuple
 
 import orjson
 
+from penstock import envelope
 from penstock.dead.letters import ATTEMPT, Filter, Letter, Place, letters
 from penstock.dead.sending import Record, ReplayStopped, Sender
 from penstock.dead.topics import REPLAYED, PlaceReader, bounds, pipeline_of, read_topic, reading
 from penstock.records import Header
 from penstock.settings import Settings
 
+REPLAYS = envelope.HEADERS[envelope.REPLAYS]
 SENT = "replayed"
 BEFORE = "replayed before"
 LOOPING = "too many attempts"
@@ -205,6 +207,9 @@ def note_key(origin: Place, target: str) -> bytes:
 def _records(outgoing: Outgoing, target: str, notes: str) -> Iterator[Record]:
     """The record and the note of it."""
     headers = [*outgoing.headers, (ATTEMPT, str(outgoing.attempt).encode())]
+    if outgoing.letter.read != outgoing.origin:  # the event that died has been seen, and its replay is no copy of it
+        headers = [(name, value) for name, value in headers if name != REPLAYS]
+        headers.append((REPLAYS, str(outgoing.origin).encode()))
     yield Record(target, outgoing.key, outgoing.value, headers, str(outgoing.letter.place))
     note = orjson.dumps({"letter": str(outgoing.letter.place), "attempt": outgoing.attempt})
     yield Record(notes, note_key(outgoing.origin, target), note, [], str(outgoing.letter.place))

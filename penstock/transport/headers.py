@@ -39,9 +39,9 @@ class Headers:
         found = zip(self.names[first:last].to_pylist(), self.values[first:last].to_pylist(), strict=True)
         return [(name.decode(errors="replace"), value) for name, value in found]
 
-    def traceparents(self) -> "pa.Array | None":
-        """W3C trace contexts, string[n]; None when no row has one. What is no ASCII is none."""
-        named = np.asarray(pc.equal(self.names, b"traceparent").to_numpy(zero_copy_only=False), np.bool_)
+    def texts(self, name: str) -> "pa.Array | None":
+        """The first header ``name`` of each row, string[n]; None when no row has one. What is no ASCII is none."""
+        named = np.asarray(pc.equal(self.names, name.encode()).to_numpy(zero_copy_only=False), np.bool_)
         places = np.flatnonzero(named)
         texts = [
             value if value and value.isascii() else None for value in self.values.take(pa.array(places)).to_pylist()

@@ -255,5 +255,5 @@ def _records(topic: str, rows: list[tuple[int, int, Row]]) -> Records:
         np.array([offset for _, offset, _ in rows], np.int64),
         np.array([row.timestamp for _, _, row in rows], np.int64),
         headers.of,
-        headers.traceparents,
+        headers.texts,
     )

@@ -195,7 +195,7 @@ def _records(facts: npt.NDArray[np.int64]) -> list[Records]:
             facts[OFFSET].copy(),
             facts[TIMESTAMP].copy(),
             headers.of,
-            headers.traceparents,
+            headers.texts,
         )
     ]
 

@@ -710,7 +710,7 @@ def test_headers_belong_to_their_rows_and_a_trace_context_becomes_a_column(world
     headers: dict[bytes, list[Header]] = {}
     traces: dict[bytes, str | None] = {}
     for records in polled(transport, len(sent)):
-        found = records.traceparents()
+        found = records.texts("traceparent")
         for row, value in enumerate(records.values.to_pylist()):
             headers[value] = records.headers(row)
             traces[value] = None if found is None else found[row].as_py()

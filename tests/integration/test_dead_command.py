@@ -295,6 +295,13 @@ def test_of_later_stages_the_raw_record_goes_back_if_the_log_has_it(shop: Shop) 
     shop.bury(b"a long one", "too large", truncated=True)
     report = shop.replay()
     assert report["replayed"] == 2
+    said = {m.value(): m.headers() for m in shop.read("raw") if (m.headers() or [("", b"")])[-1][0] != "trace"}
+    assert said[b"the raw one"] == [
+        ("trace", b"t"),
+        ("penstock.attempt", b"1"),
+        ("penstock.replays", f"{shop.name}.raw/{origin.partition}@{origin.offset}".encode()),
+    ]
+    assert "penstock.replays" not in dict(said[b"a long one"]), "it died before it was an event"
     assert {one["letter"]: one["fate"] for one in report["left"]} == {
         f"{gone.partition}@{gone.offset}": "record gone",
         f"{unknown.partition}@{unknown.offset}": "origin unknown",

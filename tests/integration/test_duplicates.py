@@ -7,17 +7,22 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from confluent_kafka import Producer
 
+from penstock.dead.letters import Filter
+from penstock.dead.replay import BEFORE, SENT, Options, replay
+from penstock.dead_letter import RawRow, dead_letter
 from penstock.local.resolve import BrokerHandle
 from penstock.plan import Plan
+from penstock.records import Partition, Reason
 from pipelines.flights.replay import RAW
 from pipelines.flights.replay import Message as Event
 from tests.integration.conftest import VERSION, Feed
-from tests.integration.pipeline_world import ROOT, World
+from tests.integration.pipeline_world import ROOT, World, until
 from tests.integration.test_kill import kill_in_the_middle
 from tests.integration.test_recovery import settle
 
@@ -122,3 +127,54 @@ def test_copies_in_other_partitions_are_dropped_with_their_first_over_kills(repe
     for view in ("aircraft_delays", "airport_delays"):
         rows = Counter(row["_event_id"] for row in repeating.rows(f"view.{view}"))
         assert set(rows.values()) == {1}, "no window counted a copy"
+
+
+def test_the_replay_of_an_event_that_died_behind_is_predicted_and_a_later_copy_of_it_is_not(
+    repeating: Repeating, feed: Feed
+) -> None:
+    """Twice: the second letter is of the first replay. The letters are put there by hand."""
+    repeating.play(feed.take(40))
+    served = repeating.rows("predictions")[-1]
+    flight, origin = served["prediction_id"], placed(served)
+    (copied,) = [m for m in repeating.records(RAW) if (m.partition(), m.offset()) == origin]
+    producer, met = Producer({"bootstrap.servers": repeating.bootstrap}), {origin}
+    for times in (1, 2):
+        (died,) = [m for m in repeating.records("features") if of(repeating.schemas.decode(m.value())) == origin]
+        row = RawRow(
+            Partition(died.topic(), died.partition()),
+            died.offset(),
+            0,
+            died.key(),
+            died.value(),
+            [],
+            (repeating.topic(RAW), *origin),
+        )
+        letter = dead_letter(row, Reason("by hand", ""), "inference", {})
+        producer.produce(repeating.topic("dead"), letter.value, letter.key, headers=letter.headers)
+        assert producer.flush(30) == 0
+        report = replay(repeating.settings, repeating.topic("dead"), Filter(reason="by hand"), Options())
+        assert report.counts == {SENT: 1, **({BEFORE: 1} if times == 2 else {})}
+
+        def anew() -> set[tuple[int, int]]:
+            return {placed(row) for row in repeating.rows("predictions") if row["prediction_id"] == flight} - met
+
+        (origin,) = until("its prediction", anew)
+        met.add(origin)
+
+    producer.produce(repeating.topic(RAW), copied.value(), copied.key(), copied.partition())
+    assert producer.flush(30) == 0
+    first = f"{repeating.topic(RAW)}/{origin[0]}@{origin[1]}"
+
+    def told() -> bool:
+        return any(row["event_id"] == flight and row["message"].endswith(first) for row in repeating.rows("dropped"))
+
+    until("the copy's note", told)
+    assert not anew()
+
+
+def placed(row: dict[str, Any]) -> tuple[int, int]:
+    return row["origin_partition"], row["origin_offset"]
+
+
+def of(event: dict[str, Any]) -> tuple[int, int]:
+    return event["_origin_partition"], event["_origin_offset"]

@@ -200,6 +200,7 @@ def events(rows: list[tuple[str | None, str, int, float | None, bool]], first: i
             envelope.EVENT_TIME: times,
             envelope.INGEST_TIME: times,
             envelope.TRACEPARENT: pa.nulls(len(rows), pa.string()),
+            envelope.REPLAYS: pa.nulls(len(rows), pa.string()),
             "visit_id": [f"e{number}" for number in numbers],
             "customer": pa.array([customer for customer, *_ in rows], pa.string()),
             "shop": pa.array([shop for _, shop, *_ in rows], pa.string()),

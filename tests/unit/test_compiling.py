@@ -260,7 +260,8 @@ def test_generated_schemas_hold_the_envelope_and_every_feature_and_no_checks(fol
         assert value is not None
         return [field["name"] for field in value.avro["fields"]]
 
-    envelope = ["_event_id", "_origin_partition", "_origin_offset", "_event_time", "_ingest_time", "_traceparent"]
+    envelope = ["_event_id", "_origin_partition", "_origin_offset", "_event_time", "_ingest_time"]
+    envelope += ["_traceparent", "_replays"]
     event = ["ride_id", "at", "driver", "zone", "fare", "seats", "paid", "state"]
     assert fields("events") == envelope + event
     assert fields("by.place") == [*envelope, *event, "driver_rides", "driver_seats", "mean_fare_3600s"]

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock_features.duplicates import Seen
+from penstock_features.duplicates import Origins, Seen, replayed_places
 from penstock_features.stage import FeaturesStage, build
 
-from penstock.envelope import EVENT_ID, ORIGIN_OFFSET, ORIGIN_PARTITION
+from penstock.envelope import EVENT_ID, ORIGIN_OFFSET, ORIGIN_PARTITION, REPLAYS
 from penstock.plan import Plan
 from penstock.records import Partition, Reason, Result, State
 from penstock.windows.watermark import running_watermark
@@ -56,10 +56,15 @@ def feed(seen: Seen, log: list[Sent], start: int, stop: int, watermark: int | No
         before = running_watermark(times[start:stop], watermark)
     numbers = np.arange(start, stop)
     names = pa.array([name for name, _ in log], pa.string()).slice(start, stop - start)
-    firsts = seen.firsts(names, times[start:stop], before, numbers % 3, numbers)
+    firsts = seen.firsts(names, times[start:stop], before, (numbers % 3, numbers), nothing(stop - start))
     if firsts is None:
         return [None] * (stop - start)
     return [None if partition < 0 else (partition, offset) for partition, offset in firsts.tolist()]
+
+
+def nothing(n: int) -> Origins:
+    """No row is sent again for another."""
+    return np.full(n, -1, np.int64), np.full(n, -1, np.int64)
 
 
 def bounds(n: int, cuts: list[int]) -> list[tuple[int, int]]:
@@ -162,9 +167,47 @@ def test_two_ids_of_one_hash_are_two_events() -> None:
     second = unmixed(mixed(int.from_bytes(b" 16 byte", "little")) ^ after[0] ^ after[1])
     names = [one + b" 16 byte", other + second.to_bytes(8, "little")]
     seen, nought = Seen(HORIZON), np.zeros(2, np.int64)
-    assert seen.firsts(pa.array(names, pa.binary()).view(pa.string()), nought, nought, nought, nought) is None
+    ids = pa.array(names, pa.binary()).view(pa.string())
+    assert seen.firsts(ids, nought, nought, (nought, nought), nothing(2)) is None
     hashes = seen._entries["hash"][:2].tolist()
     assert hashes[0] == hashes[1], "they are of no use to this test"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(ids, st.integers(0, 40), st.integers(-1, 59)), max_size=60), cuts)
+def test_a_row_that_is_sent_again_for_the_first_is_no_copy_and_the_first_from_there_on(
+    log: list[tuple[str, int, int]], cuts: list[int]
+) -> None:
+    wanted: Fates = []
+    last: dict[str, tuple[int, int]] = {}
+    for i, (name, time, of) in enumerate(log):
+        oldest = max(time for _, time, _ in log[: i + 1]) - HORIZON
+        newest, first = last.get(name, (-(10**9), -1))
+        again = newest >= oldest
+        wanted.append((first % 3, first) if again and of != first else None)
+        if again or time >= oldest:
+            last[name] = (max(newest, time) if again else time, first if again and of != first else i)
+    names, times = pa.array([name for name, _, _ in log], pa.string()), np.array([t for _, t, _ in log], np.int64)
+    of = np.array([of for _, _, of in log], np.int64)
+    numbers, before = np.arange(len(log)), running_watermark(times)
+    seen, found = Seen(HORIZON), []
+    for low, high in bounds(len(log), cuts):
+        at, replayed = numbers[low:high], np.where(of >= 0, of % 3, -1)[low:high]
+        rows = names.slice(low, high - low), times[low:high], before[low:high]
+        firsts = seen.firsts(*rows, (at % 3, at), (replayed, of[low:high]))
+        found += [None] * len(at) if firsts is None else [tuple(at) if at[0] >= 0 else None for at in firsts.tolist()]
+        seen = Seen.restore(HORIZON, seen.snapshot())
+    assert found == wanted
+
+
+def test_the_place_of_a_replayed_record_is_read_and_what_is_no_place_of_the_raw_topic_is_none() -> None:
+    good = ["shops.raw/3@17", None, "shops.raw/999999999@999999999999999999"]
+    bad = ["", "shops.raw/3@", "shops.raw/-1@2", "shops.raw/3@17 ", "shopsxraw/3@17", "other.raw/3@17"]
+    bad += ["shops.raw/3@1234567890123456789", "shops.raw/1@2\n"]
+    partitions, offsets = replayed_places(pa.array(good + bad, pa.string()), "shops.raw")
+    assert partitions.tolist() == [3, -1, 999_999_999, *[-1] * len(bad)]
+    assert offsets.tolist() == [17, -1, 999_999_999_999_999_999, *[-1] * len(bad)]
+    assert replayed_places(pa.nulls(2, pa.string()), "shops.raw")[0].tolist() == [-1, -1]
 
 
 def deduplicating(horizon_ms: int, given: Plan | None = None) -> Plan:
@@ -294,6 +337,16 @@ def test_an_event_that_came_under_its_id_goes_on_without_a_key() -> None:
     assert sorted(result.dropped) == [1]
     (served,) = [out for out in result.outputs if out.topic == "shops.features"]
     assert served.keys.to_pylist() == [None, b"a"]
+
+
+def test_the_replay_of_an_event_that_died_behind_the_stage_goes_through_it_and_its_copies_do_not() -> None:
+    table, _ = with_copies([("a", "x", 0, 1.0, True)], [(0, 0)] * 4)
+    said = [None, "shops.raw/1@3", "shops.raw/0@0", None, "shops.raw/0@0"]
+    table = table.set_column(table.schema.get_field_index(REPLAYS), REPLAYS, pa.array(said, pa.string()))
+    stage = build(deduplicating(HOUR), "features.customer")
+    result = stage.process(Log(TOPIC, "customer").batch(table, [0] * 5))
+    dropped = {row: reason.message.rpartition(" ")[2] for row, reason in result.dropped.items()}
+    assert dropped == {1: "shops.raw/0@0", 3: "shops.raw/0@2", 4: "shops.raw/0@2"}
 
 
 def test_a_refused_batch_leaves_the_ids_as_they_were() -> None:

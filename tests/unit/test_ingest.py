@@ -148,11 +148,13 @@ def test_an_event_without_an_entity_is_keyed_by_its_id_where_copies_are_to_meet(
     assert keys == [["AB", None], ["AB", "e1"]]
 
 
-def test_a_trace_context_becomes_a_column() -> None:
-    context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    batch = events([{}, {}], traceparent=pa.array([None, context]))
+@pytest.mark.parametrize("name", ["_traceparent", "_replays"])
+def test_what_a_record_says_in_a_header_becomes_a_column(name: str) -> None:
+    batch = events([{}, {"amount": -1.0}, {}], headed={name: pa.array([None, "lost", "said"])})
     (output,) = build(ingest(), "ingest").process(batch).outputs
-    assert output.rows.column("_traceparent").to_pylist() == [None, context]
+    assert output.rows.column(name).to_pylist() == [None, "said"]
+    other = {"_traceparent": "_replays", "_replays": "_traceparent"}[name]
+    assert output.rows.column(other).null_count == 2
 
 
 def test_a_label_becomes_an_outcome_keyed_by_its_label_key() -> None:

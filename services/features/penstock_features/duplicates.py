@@ -3,13 +3,16 @@ may lie in another raw partition.
 
 One rule decides, and batches, restarts and the moment at which memory is given back have no part in it: a row is a
 copy if a row before it in the log has the same id and an event time of at least the watermark behind the row less the
-horizon. Hashes only choose the chain: ids are compared byte by byte.
+horizon. Hashes only choose the chain: ids are compared byte by byte. A row that says which raw record it is sent again
+for is no copy of that one, and the first from there on.
 """
 
+import re
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numba import from_dtype, types
 from numpy.typing import NDArray
 
@@ -17,7 +20,7 @@ from penstock.jit import INTS, compiled, inlined
 from penstock.records import NO_TIME, string_buffers
 from penstock.snapshots.entries import as_table, from_table
 
-DUPLICATES_VERSION = 2
+DUPLICATES_VERSION = 3
 """Rises with any change of what is remembered, or of the form it is kept in."""
 _FIRST_ROOM = 1024
 
@@ -42,6 +45,8 @@ _CLOCK = from_dtype(CLOCK)[::1]
 _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _BOUNDS = types.Array(types.int32, 1, "C", readonly=True)
 Ints = NDArray[np.int64]
+Origins = tuple[Ints, Ints]
+"""Partitions and offsets of raw records, int64[n] each."""
 
 
 @inlined
@@ -71,6 +76,8 @@ def _hash(data: Any, start: int, stop: int) -> np.uint64:
         INTS,
         INTS,
         INTS,
+        INTS,
+        INTS,
         types.int64,
         _ENTRIES,
         types.int64[::1],
@@ -86,6 +93,8 @@ def _look(
     watermark: Any,
     partitions: Any,
     offsets: Any,
+    for_partitions: Any,
+    for_offsets: Any,
     horizon: int,
     entries: Any,
     heads: Any,
@@ -119,10 +128,14 @@ def _look(
         firsts[i, 0] = -1
         firsts[i, 1] = -1
         if e >= 0 and entries[e].newest >= oldest:
-            firsts[i, 0] = entries[e].partition
-            firsts[i, 1] = entries[e].offset
             entries[e].newest = max(entries[e].newest, times[i])
-            found += 1
+            if entries[e].partition == for_partitions[i] and entries[e].offset == for_offsets[i]:
+                entries[e].partition = partitions[i]
+                entries[e].offset = offsets[i]
+            else:
+                firsts[i, 0] = entries[e].partition
+                firsts[i, 1] = entries[e].offset
+                found += 1
         elif times[i] >= oldest:
             if e < 0:
                 e = clock[0].used
@@ -193,13 +206,13 @@ class Seen:
         return self._entries.nbytes + self._heads.nbytes + self._arena.nbytes
 
     def firsts(
-        self, ids: "pa.StringArray", times: Ints, watermark: Ints, partitions: Ints, offsets: Ints
+        self, ids: "pa.StringArray", times: Ints, watermark: Ints, origins: Origins, replayed: Origins
     ) -> Ints | None:
-        """Take in rows in log order. Returns int64[n, 2], the first one's ``partitions`` and ``offsets`` where a row is
-        a copy and -1 elsewhere; None where none is.
+        """Take in rows in log order. Returns int64[n, 2], the first one's partition and offset where a row is a copy
+        and -1 elsewhere; None where none is.
 
-        ``ids``: string[n] without nulls; ``times``, ``watermark``: int64[n] as a batch has them; ``partitions``,
-        ``offsets``: int64[n], where the rows' raw records are.
+        ``ids``: string[n] without nulls; ``times``, ``watermark``: int64[n] as a batch has them; ``origins``: where the
+        rows' raw records are; ``replayed``: where those are that they are sent again for, -1 for none.
         """
         bounds, data = string_buffers(ids)
         self._make_room(len(ids), int(bounds[-1]) - int(bounds[0]))
@@ -209,8 +222,8 @@ class Seen:
             bounds,
             times,
             watermark,
-            partitions,
-            offsets,
+            *origins,
+            *replayed,
             self._horizon,
             self._entries,
             self._heads,
@@ -262,6 +275,18 @@ class Seen:
         arena, clock = np.empty(room_bytes, np.uint8), np.zeros(1, CLOCK)
         _move(self._entries, self._arena, self._clock, self._horizon, entries, heads, arena, clock)
         return entries, heads, arena, clock
+
+
+def replayed_places(column: "pa.StringArray", raw: str) -> Origins:
+    """What ``_replays`` says, TOPIC/PARTITION@OFFSET, as partitions and offsets; -1 where it names no record of
+    ``raw``. Anybody may have written it: what is no such place is none."""
+    places = np.full((2, len(column)), -1, np.int64)
+    if column.null_count < len(column):
+        found = pc.extract_regex(column, f"^{re.escape(raw)}/(?P<partition>[0-9]{{1,9}})@(?P<offset>[0-9]{{1,18}})$")
+        rows = np.flatnonzero(found.is_valid())
+        for part, name in enumerate(("partition", "offset")):
+            places[part, rows] = pc.struct_field(found.drop_null(), name).cast(pa.int64())
+    return places[0], places[1]
 
 
 def _power(n: int) -> int:

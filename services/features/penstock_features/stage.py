@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from penstock.codec.arrow import arrow_schema
 from penstock.envelope import COLUMNS as ENVELOPE
-from penstock.envelope import EVENT_ID, EVENT_TIME, LABEL_KEY, ORIGIN_OFFSET, ORIGIN_PARTITION
+from penstock.envelope import EVENT_ID, EVENT_TIME, LABEL_KEY, ORIGIN_OFFSET, ORIGIN_PARTITION, REPLAYS
 from penstock.plan import Plan, PlanError, StagePlan, ViewPlan
 from penstock.records import Batch, Output, Partition, Reason, Result, State
 from penstock.records import column as binary
@@ -24,7 +24,7 @@ from penstock.windows.layout import KERNEL_VERSION
 from penstock.windows.spec import ViewSpec
 from penstock.windows.state import Column, warm_up
 from penstock_features.columns import Columns, Places, from_numpy, is_valid, numbers, take, texts
-from penstock_features.duplicates import DUPLICATES_VERSION
+from penstock_features.duplicates import DUPLICATES_VERSION, replayed_places
 from penstock_features.functions import VectorFunction, condition, on_demand
 from penstock_features.views import PartitionWindows, aggregated, clamped, stage_specs
 
@@ -161,11 +161,14 @@ class FeaturesStage(Stage):
         ids = texts(batch.rows.column(EVENT_ID))
         origin = batch.rows.column(ORIGIN_PARTITION).to_numpy().astype(np.int64)
         offset = batch.rows.column(ORIGIN_OFFSET).to_numpy()
+        replayed = replayed_places(batch.rows.column(REPLAYS), self._raw)
         for number, places in rows.parts:
             seen = self._of(batch.topic, number).seen
             assert seen is not None, "the horizon says that ids are kept"
-            arrays = (_at(a, places) for a in (batch.event_time, rows.watermark, origin, offset))
-            firsts = seen.firsts(_rows_of(ids, places), *arrays)
+            times, watermark = _at(batch.event_time, places), _at(rows.watermark, places)
+            origins = _at(origin, places), _at(offset, places)
+            of = _at(replayed[0], places), _at(replayed[1], places)
+            firsts = seen.firsts(_rows_of(ids, places), times, watermark, origins, of)
             if firsts is None:
                 continue
             again = np.flatnonzero(firsts[:, 0] >= 0)

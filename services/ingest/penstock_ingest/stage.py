@@ -68,14 +68,14 @@ class IngestStage(Stage):
         return found
 
     def _to_event(self, batch: Batch, source: np.ndarray) -> Output:
-        rows, ids = batch.rows, self._event_id(batch)
+        rows, ids, none = batch.rows, self._event_id(batch), pa.nulls(len(batch), pa.string())
         columns = [
             ids,
             pa.array(batch.partition),
             pa.array(batch.offset),
             pa.array(batch.event_time).cast(MILLISECONDS),
             pa.array(batch.timestamp).cast(MILLISECONDS),
-            pa.nulls(len(batch), pa.string()) if batch.traceparent is None else batch.traceparent,
+            *(batch.headed.get(name, none) for name in envelope.HEADERS),
             *rows.columns,
         ]
         keys = _text(rows.column(self._event.key))
