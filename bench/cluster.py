@@ -86,6 +86,7 @@ class Cluster:
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,
+                "fetch.wait.max.ms": 20,  # an end is only seen when a fetch comes back empty
                 "queued.min.messages": 200_000,
                 "fetch.queue.backoff.ms": 5,
             }

@@ -5,6 +5,7 @@ own input, its output counted by an independent reader before its figures are ta
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,14 +39,23 @@ class Workshop:
     def __init__(self, cluster: Cluster, folder: Path, models: str, events: int, repeats: int, say: Say) -> None:
         self.cluster, self.folder, self.models = cluster, folder, models
         self.events, self.repeats, self.say = events, repeats, say
-        self.fraud = compiled(FRAUD, folder)
-        self.windows = without_view_topics(compiled(WINDOWS, folder))
-        self.cards = compiled(CARDS, folder)
         self.known: dict[str, Census] = {}
         """What topics hold that a case may read again."""
         self.versions: dict[str, str] = {}
         self._made: set[str] = set()
         self._numbers = 0
+
+    @cached_property
+    def fraud(self) -> Plan:
+        return compiled(FRAUD, self.folder)
+
+    @cached_property
+    def windows(self) -> Plan:
+        return without_view_topics(compiled(WINDOWS, self.folder))
+
+    @cached_property
+    def cards(self) -> Plan:
+        return compiled(CARDS, self.folder)
 
     def settings(self) -> Settings:
         return Settings().model_copy(
