@@ -107,6 +107,7 @@ def read_all_committed(bootstrap: str, topic: str, timeout: float = 30.0, settle
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
+            "fetch.wait.max.ms": 20,  # an end is only seen when a fetch comes back empty
         }
     )
     try:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ import pytest
 from confluent_kafka import Message, Producer
 
 from penstock.journal.stepping import DEATHS, KILLED
+from penstock.local.forks import Child, Forks
 from penstock.local.resolve import BrokerHandle
 from penstock.local.supervisor import OWN
 from penstock.plan import Plan
@@ -28,18 +28,27 @@ from tests.small_loop import DEAD, DROPPED, SOURCE, TARGET
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
+SEGFAULT = 128 + signal.SIGSEGV
 PARTITIONS = 2
 COST = 2 + DEATHS
 """Deaths by which a row is found: two in a batch, two alone."""
 
 
-class Slot:
-    """One slot of a worker, started again whenever it has died, and how often it has."""
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Fifty workers die here: each is a fork, as under a supervisor, and not another start of Python."""
+    found = Forks(tmp_path_factory.mktemp("forks") / "server.log", os.environ, lambda: None)
+    yield found
+    found.close()
 
-    def __init__(self, log: Path, command: list[str], **environ: str) -> None:
-        self.log, self._command = log, command
+
+class Slot:
+    """One slot of a worker, started again whenever it has died, and how often it has, by the code that shells give."""
+
+    def __init__(self, forks: Forks, log: Path, command: list[str], **environ: str) -> None:
+        self.log, self._forks, self._command = log, forks, command
         self.environ, self.deaths = environ, Counter[int]()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
 
     def tend(self) -> None:
         if self._process is not None and (code := self._process.poll()) is not None:
@@ -47,23 +56,18 @@ class Slot:
             self._process = None
         if self._process is None:
             keep = {k: v for k, v in os.environ.items() if k not in OWN and not k.startswith("PENSTOCK_")}
-            with self.log.open("ab") as err:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "tests.dying", *self._command],
-                    cwd=ROOT,
-                    stderr=err,
-                    env={**keep, **self.environ},
-                )
+            command = [sys.executable, "-m", "tests.dying", *self._command]
+            self._process = self._forks.start(command, self.log, {**keep, **self.environ})
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
+        if self._process is not None and self._process.poll() is None:
+            os.kill(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def stop(self) -> None:
         """SIGTERM, and no start after it."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
+        os.kill(self._process.pid, signal.SIGTERM)
         assert self._process.wait(30) == 0, self.log.read_text()[-3000:]
         self._process = None
 
@@ -77,9 +81,11 @@ class Slot:
 class Small:
     """The small loop on topics of its own: every row that is sent goes out as it came, or is a dead letter."""
 
-    def __init__(self, broker: BrokerHandle, make: TopicFactory, read: CommittedReader, folder: Path) -> None:
+    def __init__(
+        self, broker: BrokerHandle, make: TopicFactory, read: CommittedReader, folder: Path, forks: Forks
+    ) -> None:
         self.topics = {name: make(name, PARTITIONS) for name in (SOURCE, TARGET, DEAD, DROPPED)}
-        self.folder, self._bootstrap, self._read = folder, broker.bootstrap, read
+        self.folder, self._bootstrap, self._read, self._forks = folder, broker.bootstrap, read, forks
         self._producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 0})
         self.sent: list[int] = []
         self.slots: list[Slot] = []
@@ -88,6 +94,7 @@ class Small:
         """One more, not yet started. ``of``: what it dies of, as ``DYING`` says it."""
         number = len(self.slots)
         found = Slot(
+            self._forks,
             self.folder / f"{number}.log",
             ["small", str(self.folder), json.dumps(self.topics)],
             KAFKA_BOOTSTRAP_SERVERS=self._bootstrap,
@@ -146,9 +153,9 @@ class Small:
 
 @pytest.fixture
 def small(
-    broker: BrokerHandle, topic_factory: TopicFactory, read_committed: CommittedReader, tmp_path: Path
+    broker: BrokerHandle, topic_factory: TopicFactory, read_committed: CommittedReader, tmp_path: Path, forks: Forks
 ) -> Iterator[Small]:
-    found = Small(broker, topic_factory, read_committed, tmp_path)
+    found = Small(broker, topic_factory, read_committed, tmp_path, forks)
     try:
         yield found
     finally:
@@ -156,7 +163,7 @@ def small(
             slot.kill()
 
 
-@pytest.mark.parametrize(("where", "how", "code"), [("decoding", "segfault", -11), ("processing", "exit", 70)])
+@pytest.mark.parametrize(("where", "how", "code"), [("decoding", "segfault", SEGFAULT), ("processing", "exit", 70)])
 def test_a_live_row_that_kills_is_a_dead_letter_and_all_others_go_through(
     small: Small, where: str, how: str, code: int
 ) -> None:
@@ -181,7 +188,7 @@ def test_two_that_kill_in_one_batch_and_one_of_them_the_first_behind_the_committ
     small.send(range(1040, 1080))
     small.finish(slot)
     assert small.dead() == [1040, 1044]
-    assert slot.deaths == {-11: COST + DEATHS}
+    assert slot.deaths == {SEGFAULT: COST + DEATHS}
 
 
 def test_a_row_that_kills_in_a_replay_is_left_out_of_it(small: Small) -> None:
@@ -193,7 +200,7 @@ def test_a_row_that_kills_in_a_replay_is_left_out_of_it(small: Small) -> None:
     slot.environ["PENSTOCK_SLOT"] = "0"
     small.send(range(1040, 1080))
     small.finish(slot)
-    assert slot.deaths == {-11: COST}
+    assert slot.deaths == {SEGFAULT: COST}
     assert small.dead() == []
     assert small.quarantined() == [13]
     assert slot.said("single-stepping 0..40") or slot.said("single-stepping 0..80")
@@ -248,7 +255,7 @@ def test_kills_at_random_quarantine_nothing(small: Small) -> None:
         slot.kill()
         slot.tend()
     small.finish(slot)
-    assert slot.deaths[-9] >= 5
+    assert slot.deaths[128 + signal.SIGKILL] >= 5
     assert small.dead() == []
     assert small.quarantined() == []
 
@@ -258,6 +265,7 @@ def test_a_stage_of_a_pipeline_that_dies_of_events_loses_them_alone(
     flights_plan: Plan,
     flights_models: Path,
     feed: Feed,
+    forks: Forks,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -271,6 +279,7 @@ def test_a_stage_of_a_pipeline_that_dies_of_events_loses_them_alone(
         raw = [event for event in events if event.topic == "raw" and not event.broken]
         killers = [(raw[n].key or b"").decode() for n in (40, 200)]
         slot = Slot(
+            forks,
             tmp_path / "killers.log",
             [stage, str(world.folder / "plan.json")],
             KAFKA_BOOTSTRAP_SERVERS=world.bootstrap,
@@ -289,7 +298,7 @@ def test_a_stage_of_a_pipeline_that_dies_of_events_loses_them_alone(
             world.check()
             letters = [dict(m.headers() or []) for m in world.records("dead")]
             assert Counter(h["penstock.reason"] for h in letters)[KILLED.encode()] == len(killers)
-            assert set(slot.deaths) == {-11}
+            assert set(slot.deaths) == {SEGFAULT}
             slot.stop()
         finally:
             slot.kill()
