@@ -38,12 +38,11 @@ SEEN = {
         "unresolvable schema",
         "wrong type",
     },
-    "integration/test_dead_command.py": {"no event time"},
+    "integration/test_dead_command.py": {"no event time", "unsupported schema"},
     "integration/test_duplicates.py": {"duplicate"},
     "integration/test_doctor.py": {"probe"},
     "integration/test_killers.py": {"killed the worker"},
     "contract/test_transports.py": {"output does not fit its schema", "refused by the broker", "stage failed"},
-    "unit/test_codec_avro.py": {"unsupported schema"},
     "integration/test_broken_deploy.py": {"feature function failed"},
 }
 """Test file → the reasons that it holds against records."""

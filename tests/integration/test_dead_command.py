@@ -42,6 +42,8 @@ ORDER: dict[str, Any] = {
         {"name": "amount", "type": "double", "minimum": 0},
     ],
 }
+RECURSIVE = 9
+"""The id of a schema that is known and cannot be read safely."""
 SECTION = section("When records die")
 (MENDS,) = (text for language, text in FENCE.findall(SECTION) if language == "python")
 """The README's own patch, and how it is named there."""
@@ -111,7 +113,10 @@ def plan_of(name: str) -> Plan:
         monitors=MonitorPlan(
             pane_ms=1, window_ms=1, idle_ms=1, psi=1, js=1, null_rate=1, minimum_rows=1, baseline=None
         ),
-        schemas={1: ORDER},
+        schemas={
+            1: ORDER,
+            RECURSIVE: {**ORDER, "fields": [*ORDER["fields"], {"name": "next", "type": ["null", "Order"]}]},
+        },
     )
 
 
@@ -384,8 +389,11 @@ def test_mended_records_pass_ingest_and_hopeless_ones_stop_going_round(shop: Sho
         timeless = json.dumps({"at": None, "id": "o3", "amount": 1}).encode()
         shop.put("raw", b"t", timeless)
         until("the letter of an event without a time", lambda: len(shop.read("dead")) == 5, pause=0.2)
-        (letter,) = [m for m in shop.read("dead") if m.value() == timeless]
-        assert dict(letter.headers())["penstock.reason"] == b"no event time"
+        endless = b"\0" + RECURSIVE.to_bytes(4, "big") + b"\2"
+        shop.put("raw", b"e", endless)
+        until("the letter of an event that may hold itself", lambda: len(shop.read("dead")) == 6, pause=0.2)
+        reasons = {m.value(): dict(m.headers())["penstock.reason"] for m in shop.read("dead")}
+        assert (reasons[timeless], reasons[endless]) == (b"no event time", b"unsupported schema")
     finally:
         worker.terminate()
         assert worker.wait(30) == 0, (shop.folder / "process.log").read_text()
