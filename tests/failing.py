@@ -1,15 +1,17 @@
-"""A worker that ends by itself at a named point of its work, in the middle of whatever it has under way.
+"""A worker that ends or stops by itself at a named point of its work, in the middle of whatever it has under way.
 
-``python -m tests.failing STAGE PLAN`` is ``penstock run``. The file ``failpoint-STAGE.json`` beside the plan arms one
-point of it: ``{"point": "send", "passes": 3}`` ends it the third time it comes by, with the exit code ``CODE``. It
-takes the file away before, and leaves ``failpoint-STAGE.died``, so the next process lives.
+``python -m tests.failing STAGE PLAN`` is ``penstock run``. The file ``failpoint-STAGE.SLOT.json`` beside the plan arms
+one point of it: ``{"point": "send", "passes": 3}`` ends it the third time it comes by, with the exit code ``CODE``. It
+takes the file away before, and leaves ``failpoint-STAGE.SLOT.died``, so the next process lives. With ``"stops": true``
+it stops there as of SIGSTOP, and goes on at SIGCONT.
 """
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,12 +45,31 @@ FILE_S = 0.5
 
 
 def command(worker: Worker, plan_path: Path) -> list[str]:
-    """How a supervisor starts one; of slot 0 alone."""
+    """How a supervisor starts one."""
     return [sys.executable, "-m", "tests.failing", worker.stage, str(plan_path)]
 
 
-def armed_by(folder: Path, stage: str) -> Path:
-    return folder / f"failpoint-{stage}.json"
+def armed_by(folder: Path, stage: str, slot: int = 0) -> Path:
+    return folder / f"failpoint-{stage}.{slot}.json"
+
+
+def arm(folder: Path, death: "Death", slot: int = 0, *, stops: bool = False) -> Path:
+    """Returns the file that is there once the worker has ended or stopped of it."""
+    armed = armed_by(folder, death.stage, slot)
+    died, aside = armed.with_suffix(".died"), armed.with_suffix(".aside")
+    died.unlink(missing_ok=True)
+    aside.write_text(json.dumps({"point": death.point, "passes": death.passes, "stops": stops}))
+    aside.rename(armed)
+    return died
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """At which point of which stage, and how often that has come by then."""
+
+    point: str
+    stage: str
+    passes: int
 
 
 class FailPoint:
@@ -68,8 +89,12 @@ class FailPoint:
         return bool(self._passes >= said["passes"])
 
     def die(self) -> None:
+        stops = json.loads(self._armed.read_text())["stops"]
         self._armed.rename(self._armed.with_suffix(".died"))
-        os._exit(CODE)
+        if not stops:
+            os._exit(CODE)
+        self._passes = 0
+        os.kill(os.getpid(), signal.SIGSTOP)
 
     def passed(self, point: str) -> None:
         if self.due(point):
@@ -179,10 +204,11 @@ def fail_in_feast(at: FailPoint) -> None:
 
 
 def main(stage: str, plan_path: Path) -> int:
-    at = FailPoint(armed_by(plan_path.parent, stage))
+    settings = Settings()
+    at = FailPoint(armed_by(plan_path.parent, stage, settings.slot))
     fail_in_files(at)
     (fail_in_feast if stage == FEAST_STAGE else fail_in_loop)(at)
-    return worker.run(Plan.load(plan_path), stage, Settings())
+    return worker.run(Plan.load(plan_path), stage, settings)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ class KafkaTransport:
         self._readers.watch(topics, PATIENCE_S)
         for topic in topics:
             self.partitions(topic)  # raises where it is not there, or the broker is away
+        log.info("joining %s", self._group)
         self._consumer.subscribe(topics)
 
     def _see_to_readers(self) -> None:

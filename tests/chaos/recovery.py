@@ -6,20 +6,23 @@ from datetime import datetime
 from penstock.local.supervisor import Worker
 from tests.integration.pipeline_world import World
 
-PARTS = ("detect", "start", "init and join", "replay")
-"""Until the supervisor starts it again; until its libraries are loaded; until it has its slot's transaction and its
-partitions back; until its first new output is committed."""
+PARTS = ("detect", "start", "init", "join", "replay")
+"""Until the supervisor starts it again; until its libraries are loaded; until its slot's former transaction is ended
+and the topics are known; until it has its partitions back; until its first new output is committed."""
 
 
 def parts_of(world: World, worker: Worker, killed: float, out: float) -> dict[str, float]:
     """Seconds by part. ``killed``, ``out``: seconds since epoch."""
     started = time.time() - (time.monotonic() - worker.restarts[-1])
-    since = [line for line in world.said(worker.stage, worker.slot) if _when(line["time"]) >= started - 0.5]
-    ports = [_when(line["time"]) for line in since if line["message"].startswith("metrics and health")]
-    joined = [_when(line["time"]) for line in since if line["message"].startswith("assigned ")]
-    if not ports or not joined:
-        return {}
-    marks = [killed, started, ports[-1], joined[-1], max(out, joined[-1])]
+    marks = [killed, started]
+    for said in ("metrics and health", "joining ", "assigned "):
+        times = [
+            _when(line["time"]) for line in world.said(worker.stage, worker.slot) if line["message"].startswith(said)
+        ]
+        if not times or times[-1] < started - 0.5:
+            return {}
+        marks.append(times[-1])
+    marks.append(max(out, marks[-1]))
     return {name: after - before for name, before, after in zip(PARTS, marks, marks[1:], strict=False)}
 
 

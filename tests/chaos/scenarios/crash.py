@@ -8,14 +8,14 @@ from functools import partial
 
 import pyarrow.parquet as pq
 
-from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial
+from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial, percentile
 from tests.chaos.joined import joined
 from tests.chaos.recovery import parts_of
 from tests.integration.pipeline_world import World, until
 from tests.integration.test_kill import by_window, merged, profiled
 
 NAME = "crash"
-HOLDS = "nothing lost, nothing doubled, Parquet rows once each, profile counts equal to one pass"
+HOLDS = "nothing lost, nothing doubled, Parquet rows once each, profile counts equal to one pass, back in 3 s (p95)"
 KILLS = 10
 SOON_S = 3.0
 COUNTS_S = 60.0
@@ -34,10 +34,16 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
             time.sleep(draw.uniform(0.2, 1.0) * (1 if rounds == 1 else 4))
         trial.settle()
         look_behind(trial)
-    # told and not judged: on two busy cores it is the machine that is measured
     result.notes[f"recoveries within {SOON_S:.0f} s"] = (
         f"{sum(took <= SOON_S for took in result.recoveries)} of {len(result.recoveries)}"
     )
+    judge_recovery(result)
+
+
+def judge_recovery(result: Result) -> None:
+    p95 = percentile(result.recoveries, 0.95)
+    if p95 is None or p95 > SOON_S:
+        result.problems.append(f"the 95th percentile of recovery is {p95} s, and at most {SOON_S:g} s are good enough")
 
 
 def drawn(draw: random.Random, kills: int) -> list[str]:

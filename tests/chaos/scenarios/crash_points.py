@@ -1,17 +1,16 @@
 """Workers that end at named points of their work: between any two steps of a batch, in the middle of a snapshot, before
 and after each of Feast's stores has the rows (``tests/failing.py`` does it, and has the points)."""
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 from tests import failing
 from tests.chaos.harness import OUTPUT, Lab, Result, Trial
 from tests.chaos.scenarios.crash import COUNTS_S, counted_once, history_once
+from tests.failing import Death
 from tests.integration.pipeline_world import until
 
 NAME = "crash-points"
@@ -28,13 +27,6 @@ OFTEN = 20
 SELDOM = 2
 DIED_S = 30.0
 COUNTING = Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class Death:
-    point: str
-    stage: str
-    passes: int
 
 
 def run(lab: Lab, rounds: int, result: Result) -> None:
@@ -74,20 +66,15 @@ def end_each(trial: Trial, deaths: Sequence[Death], of: int) -> None:
 def end(trial: Trial, death: Death) -> None:
     """Counts only where the worker was seen to end of it."""
     world, stage = trial.world, death.stage
-    armed = failing.armed_by(world.folder, stage)
-    died = armed.with_suffix(".died")
-    died.unlink(missing_ok=True)
     worker = world.worker(stage)
     worker.restarts.clear()  # it is not the supervisor's to give up a worker for what we ask of it
     said = f"{stage}.0 ended with exit code {failing.CODE};"
     before = heard(trial, said)
-    aside = armed.with_suffix(".aside")
-    aside.write_text(json.dumps({"point": death.point, "passes": death.passes}))
-    aside.rename(armed)
+    died = failing.arm(world.folder, death)
     try:
         until(f"{stage} to end", lambda: died.exists() and heard(trial, said) > before, DIED_S, pause=0.02)
     except AssertionError:
-        armed.unlink(missing_ok=True)
+        failing.armed_by(world.folder, stage).unlink(missing_ok=True)
         trial.problem(f"nobody died at {death.point} of {stage} within {DIED_S:.0f} s")
         return
     ended = moment(died)

@@ -1,26 +1,34 @@
-"""A worker that is stopped for longer than its session while another slot takes its partitions over, and then wakes up
-in the middle of what it was doing; and two processes on one slot."""
+"""A worker that is stopped for longer than its session, with rows in hand or with all of them in its open transaction,
+while another slot takes its partitions over, and then goes on with what it was doing; and two processes on one slot."""
 
 import signal
 import time
 
+from tests import failing
 from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial
+from tests.failing import Death
 from tests.integration.pipeline_world import until
 
 NAME = "zombie"
 HOLDS = "no output of the zombie is committed; the second holder of a slot refuses, or on another machine fences"
+POINTS = ("poll", "process", "send", "offsets")
+"""``send``: its rows are at the broker; ``offsets``: all is in the transaction and only its end is missing, so that who
+takes over is told no offset until the broker itself ends it."""
+PASSES = 20
 STOPS = 2
 WORKERS = 2
 
 
 def run(lab: Lab, rounds: int, result: Result) -> None:
     draw = lab.random(NAME)
-    with lab.trial(result, stages=[], workers=dict.fromkeys(OUTPUT, WORKERS)) as trial:
+    with lab.trial(result, stages=[], workers=dict.fromkeys(OUTPUT, WORKERS), command=failing.command) as trial:
         trial.flowing()
+        points: list[str] = []
         for number in range(1, STOPS * rounds + 1):
-            stage, slot = draw.choice(list(OUTPUT)), draw.randrange(WORKERS)
-            result.tell(f"stop {number} of {STOPS * rounds}: {stage}.{slot}")
-            stop_for_too_long(trial, stage, slot)
+            points = points or draw.sample(POINTS, len(POINTS))
+            at, slot = Death(points.pop(), draw.choice(list(OUTPUT)), draw.randint(1, PASSES)), draw.randrange(WORKERS)
+            result.tell(f"stop {number} of {STOPS * rounds}: {at.stage}.{slot} after {at.point}")
+            stop_for_too_long(trial, at, slot)
             time.sleep(draw.uniform(0.2, 1.0))
         stage = draw.choice(list(OUTPUT))
         result.tell(f"a second {stage}.0")
@@ -29,10 +37,13 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
         second_machine(trial, stage)
 
 
-def stop_for_too_long(trial: Trial, stage: str, slot: int) -> None:
-    world, other = trial.world, 1 - slot
-    began, seen = time.time(), len(taken_over(trial, stage, other))
-    world.signal(stage, signal.SIGSTOP, slot)
+def stop_for_too_long(trial: Trial, at: Death, slot: int) -> None:
+    world, stage, other = trial.world, at.stage, 1 - slot
+    seen = len(taken_over(trial, stage, other))
+    until(
+        f"{stage}.{slot} to stop after {at.point}", failing.arm(world.folder, at, slot, stops=True).exists, pause=0.02
+    )
+    began = time.time()
     try:
         until(f"{stage}.{other} to take over", lambda: len(taken_over(trial, stage, other)) > seen, PATIENCE_S, 0.1)
         trial.new_output(OUTPUT[stage], time.time())
@@ -40,6 +51,7 @@ def stop_for_too_long(trial: Trial, stage: str, slot: int) -> None:
         before = len(taken_over(trial, stage, slot))
         world.signal(stage, signal.SIGCONT, slot)
     trial.result.trials += 1
+    trial.result.notes[f"stopped after {at.point}"] = trial.result.notes.get(f"stopped after {at.point}", 0) + 1
     # it may say that it is ready for as long as it has not heard what it lost: until it has a share again
     until(
         f"{stage}.{slot} to be given partitions", lambda: len(taken_over(trial, stage, slot)) > before, PATIENCE_S, 0.1
