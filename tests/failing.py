@@ -1,6 +1,6 @@
 """A worker that ends or stops by itself at a named point of its work, in the middle of whatever it has under way.
 
-``python -m tests.failing STAGE PLAN`` is ``penstock run``. The file ``failpoint-STAGE.SLOT.json`` beside the plan arms
+``python -m tests.failing STAGE PLAN SLOT`` is ``penstock run``. The file ``failpoint-STAGE.SLOT.json`` beside the plan arms
 one point of it: ``{"point": "send", "passes": 3}`` ends it the third time it comes by, with the exit code ``CODE``. It
 takes the file away before, and leaves ``failpoint-STAGE.SLOT.died``, so the next process lives. With ``"stops": true``
 it stops there as of SIGSTOP, and goes on at SIGCONT.
@@ -46,7 +46,7 @@ FILE_S = 0.5
 
 def command(worker: Worker, plan_path: Path) -> list[str]:
     """How a supervisor starts one."""
-    return [sys.executable, "-m", "tests.failing", worker.stage, str(plan_path)]
+    return [sys.executable, "-m", "tests.failing", worker.stage, str(plan_path), str(worker.slot)]
 
 
 def armed_by(folder: Path, stage: str, slot: int = 0) -> Path:
@@ -203,13 +203,13 @@ def fail_in_feast(at: FailPoint) -> None:
     writer.Pace = partial(writer.Pace, file_s=FILE_S)  # type: ignore[assignment,misc]
 
 
-def main(stage: str, plan_path: Path) -> int:
-    settings = Settings()
-    at = FailPoint(armed_by(plan_path.parent, stage, settings.slot))
+def main(stage: str, plan_path: Path, slot: int) -> int:
+    settings = Settings(slot=slot)
+    at = FailPoint(armed_by(plan_path.parent, stage, slot))
     fail_in_files(at)
     (fail_in_feast if stage == FEAST_STAGE else fail_in_loop)(at)
     return worker.run(Plan.load(plan_path), stage, settings)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))
