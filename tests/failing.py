@@ -1,9 +1,9 @@
 """A worker that ends or stops by itself at a named point of its work, in the middle of whatever it has under way.
 
-``python -m tests.failing STAGE PLAN SLOT`` is ``penstock run``. The file ``failpoint-STAGE.SLOT.json`` beside the plan arms
-one point of it: ``{"point": "send", "passes": 3}`` ends it the third time it comes by, with the exit code ``CODE``. It
-takes the file away before, and leaves ``failpoint-STAGE.SLOT.died``, so the next process lives. With ``"stops": true``
-it stops there as of SIGSTOP, and goes on at SIGCONT.
+``python -m tests.failing STAGE PLAN SLOT`` is ``penstock run``. The file ``failpoint-STAGE.SLOT.json`` beside the plan
+arms one point of it: ``{"point": "send", "passes": 3}`` ends it the third time it comes by, with the exit code
+``CODE``. It takes the file away before, and leaves ``failpoint-STAGE.SLOT.died``, so the next process lives. With
+``"stops": true`` it stops there as of SIGSTOP, and goes on at SIGCONT.
 """
 
 import json
