@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import NewTopic
 from hypothesis import given
 from hypothesis import strategies as st
@@ -243,12 +244,14 @@ def test_an_offset_that_another_tool_committed_has_no_watermark(broker: BrokerHa
     for made in admin.create_topics([NewTopic(topic.name, 1, 1)]).values():
         made.result(30)
     at = TopicPartition(topic.name, 0, 3, metadata="set by kafka-ui")
-    reader, found, deadline = OffsetReader(plan, settings), {}, monotonic() + 30
-    while not found and monotonic() < deadline:  # the group's coordinator may not know a new topic yet
-        offsets = [ConsumerGroupTopicPartitions(plan.group(stage.name), [at])]
-        for written in admin.alter_consumer_group_offsets(offsets).values():
-            written.result(30)
-        found = dict(reader.read().committed[stage.name])
+    tool = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": plan.group(stage.name)})
+    deadline = monotonic() + 30
+    while monotonic() < deadline:  # the group's coordinator may not know a new topic yet
+        with suppress(KafkaException):
+            tool.commit(offsets=[at], asynchronous=False)
+            break
+    tool.close()
+    found = OffsetReader(plan, settings).read().committed[stage.name]
     assert found == {Partition(topic.name, 0): Position(3, NO_TIME)}
 
 

@@ -109,8 +109,8 @@ def test_what_a_killed_worker_left_half_written_goes_with_the_next(
 def test_a_state_in_many_slices_comes_back(files: SnapshotFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files_module, "SLICE_BYTES", 1000)
     ids, times = pa.array([f"id {n}" for n in range(999)]), np.arange(999)
-    seen = Seen(10_000)
-    assert seen.firsts(ids, times, times, times, times) is None
+    seen, nothing = Seen(10_000), np.full(999, -1)
+    assert seen.firsts(ids, times, times, (times, times), (nothing, nothing)) is None
     state = {"ids": seen.snapshot(), "none": Seen(5).snapshot()}
     files.write(PLACE, facts(), state)
     ((_, found),) = files.read(PLACE)
@@ -118,7 +118,7 @@ def test_a_state_in_many_slices_comes_back(files: SnapshotFiles, monkeypatch: py
     assert len(Seen.restore(5, found["none"])) == 0
     again = Seen.restore(10_000, found["ids"])
     assert again.snapshot().equals(state["ids"], check_metadata=True)
-    firsts = again.firsts(ids, times, times + 999, times, times)
+    firsts = again.firsts(ids, times, times + 999, (times, times), (nothing, nothing))
     assert firsts is not None
     assert firsts[:, 1].tolist() == list(range(999))
 
