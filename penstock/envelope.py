@@ -31,7 +31,7 @@ FIELDS: tuple[dict[str, Any], ...] = (
         "name": REPLAYS,
         "type": ["null", "string"],
         "default": None,
-        "doc": "TOPIC/PARTITION@OFFSET of the raw record whose event died behind ingest and is sent again as this one",
+        "doc": "TOPIC/PARTITION@OFFSET of the first raw record of an event that died behind ingest and is sent again",
     },
 )
 """Avro fields, in order; event_time and ingest_time are Arrow timestamp[ms] when decoded."""

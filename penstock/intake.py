@@ -30,7 +30,7 @@ class TopicReader:
     event_time: str
     future_ms: int = 0
     raw: bool = False
-    """Foreign records: their trace context is in a header, not yet in a column."""
+    """Foreign records: what they say in headers is not yet in columns."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-FORMAT = 1
+FORMAT: Final = 2
+"""Rises with what a worker expects of a plan: its fields, and the columns of the envelope."""
 
 AvroSchema = dict[str, Any]
 
@@ -194,7 +195,7 @@ class StagePlan(Planned):
 class Plan(Planned):
     """One deployment of one pipeline."""
 
-    format: int = FORMAT
+    format: Literal[2] = FORMAT
     pipeline: str
     source: str
     partitions: int

@@ -3,7 +3,7 @@
 A replay begins where the pipeline begins: whatever stage a letter is from, its raw record goes to the raw topic again
 and becomes a new event, with a new origin and one fate of its own. A letter of ingest holds that record. A later stage
 read an event, which had no other fate, so what is sent is the raw record that the event descends from, as long as its
-log has it, with a header that names it, by which de-duplication knows that it is no copy (ADR 11); views that had
+log has it, with a header by which de-duplication knows that it is no copy (ADR 11); views that had
 counted the event before a later stage refused it count it again. The monitor only watches rows whose fate is elsewhere:
 its letters are never replayed.
 
@@ -207,8 +207,8 @@ def note_key(origin: Place, target: str) -> bytes:
 def _records(outgoing: Outgoing, target: str, notes: str) -> Iterator[Record]:
     """The record and the note of it."""
     headers = [*outgoing.headers, (ATTEMPT, str(outgoing.attempt).encode())]
-    if outgoing.letter.read != outgoing.origin:  # the event that died has been seen, and its replay is no copy of it
-        headers = [(name, value) for name, value in headers if name != REPLAYS]
+    if outgoing.letter.read != outgoing.origin and REPLAYS not in dict(headers):
+        # it was an event, and may have been seen. A replay of a replay keeps the name of the first one
         headers.append((REPLAYS, str(outgoing.origin).encode()))
     yield Record(target, outgoing.key, outgoing.value, headers, str(outgoing.letter.place))
     note = orjson.dumps({"letter": str(outgoing.letter.place), "attempt": outgoing.attempt})

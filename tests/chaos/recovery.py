@@ -7,8 +7,8 @@ from penstock.local.supervisor import Worker
 from tests.integration.pipeline_world import World
 
 PARTS = ("detect", "start", "init", "join", "replay")
-"""Until the supervisor starts it again; until its libraries are loaded; until its slot's former transaction is ended
-and the topics are known; until it has its partitions back; until its first new output is committed."""
+"""Until the supervisor starts it again; until its libraries are loaded; until its stage is built and its slot's former
+transaction ended; until it has its partitions back; until its first new output is committed."""
 
 
 def parts_of(world: World, worker: Worker, killed: float, out: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.chaos.harness import Result, percentile
 from tests.chaos.report import BEGIN, END, bound, read_summary, summary, table, write_summary, write_table
+from tests.chaos.scenarios.crash import judge_recovery
 from tests.chaos.verdict import Verdict
 
 
@@ -32,6 +33,13 @@ def test_what_is_lost_or_doubled_fails_and_the_control_fails_without_doubles() -
     assert not result("control", control=True).passed
     assert result("control", control=True, duplicated=4).passed
     assert not result("control", control=True, duplicated=4, lost=1).passed
+
+
+def test_crash_asks_for_a_recovery_that_is_soon_in_95_of_100() -> None:
+    for recoveries, soon in (([1.0] * 95 + [9.0] * 5, True), ([1.0] * 94 + [9.0] * 6, False), ([], False)):
+        found = result("crash", recoveries=recoveries)
+        judge_recovery(found)
+        assert found.passed == soon, recoveries
 
 
 def test_the_controls_doubles_are_seen_by_both_verifiers_and_its_losses_by_the_one_that_can() -> None:

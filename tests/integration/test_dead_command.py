@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -307,13 +308,20 @@ def test_of_later_stages_the_raw_record_goes_back_if_the_log_has_it(shop: Shop) 
         ("penstock.replays", f"{shop.name}.raw/{origin.partition}@{origin.offset}".encode()),
     ]
     assert "penstock.replays" not in dict(said[b"a long one"]), "it died before it was an event"
+    (again,) = [m for m in shop.read("raw") if m.value() == b"the raw one" and len(m.headers()) == 3]
+    second = Place(again.partition(), again.offset())
+    shop.bury(b"an event", stage="features.shop", topic="events", origin=second)
+    assert shop.replay()["replayed"] == 1
+    (last,) = [m for m in shop.read("raw") if m.value() == b"the raw one" and len(m.headers()) > 3]
+    assert [name for name, _ in last.headers()] == ["trace", "penstock.attempt", "penstock.replays", "penstock.attempt"]
+    assert dict(last.headers())["penstock.replays"] == dict(again.headers())["penstock.replays"]
     assert {one["letter"]: one["fate"] for one in report["left"]} == {
         f"{gone.partition}@{gone.offset}": "record gone",
         f"{unknown.partition}@{unknown.offset}": "origin unknown",
         f"{watched.partition}@{watched.offset}": "only watched",
     }
     assert shop.values() == {b"the raw one": 2, b"a long one": 2}
-    assert shop.replay()["replayed before"] == 2
+    assert shop.replay()["replayed before"] == 3
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -330,6 +338,14 @@ def test_a_replay_that_is_killed_goes_on_and_each_letter_is_sent_once(shop: Shop
     assert shop.values() == dict.fromkeys(orders, 2)
     assert shop.replay()["replayed"] == 0
     assert shop.values() == dict.fromkeys(orders, 2)
+
+
+def test_a_rate_is_kept(shop: Shop) -> None:
+    for n in range(20):
+        shop.bury(shop.order(n, "1"))
+    began = time.monotonic()
+    assert shop.replay("--rate", "20")["replayed"] == 20
+    assert time.monotonic() - began > 0.7
 
 
 def test_a_second_replay_at_the_same_time_ends_the_first(shop: Shop) -> None:

@@ -37,7 +37,8 @@ COST = 2 + DEATHS
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Fifty workers die here: each is a fork, as under a supervisor, and not another start of Python."""
-    found = Forks(tmp_path_factory.mktemp("forks") / "server.log", os.environ, lambda: None)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = Forks(tmp_path_factory.mktemp("forks") / "server.log", environ, lambda: None)
     yield found
     found.close()
 

@@ -11,8 +11,11 @@ import pytest
 from penstock.codec.json import JsonDecoder
 from penstock.doctor import broker, clock, lag, probe, topics, transactions
 from penstock.doctor.finding import Finding
+from penstock.doctor.model import judge_profile
 from penstock.doctor.schemas import check_schemas
 from penstock.doctor.versions import BrokerVersion, read_answer
+from penstock.models.manifest import MODEL_FILE, PROFILE_FILE
+from penstock.models.verification import VerifiedModel
 from penstock.plan import AvroSchema
 from penstock.records import NO_TIME, Partition
 from penstock.schemas.lock import SchemaLock
@@ -252,3 +255,13 @@ def test_every_locked_version_must_be_in_the_registry_and_guarded(
     folder: Path, registry: Registry, schemas: str, compatibility: str
 ) -> None:
     assert verdicts(check_schemas(folder, registry)) == [("schemas", schemas), ("compatibility", compatibility)]
+
+
+def test_a_model_without_a_profile_is_a_warning_and_one_that_cannot_be_read_fails() -> None:
+    manifest: Any = None  # which is not looked at
+    without = judge_profile("champion m 1.0.0", VerifiedModel(manifest, "d", {MODEL_FILE: b""}))
+    assert (without.check, without.verdict) == ("profile", "warn")
+    assert "drift cannot be told" in without.seen
+    broken = judge_profile("champion m 1.0.0", VerifiedModel(manifest, "d", {MODEL_FILE: b"", PROFILE_FILE: b"{"}))
+    assert (broken.check, broken.verdict) == ("profile", "fail")
+    assert "build the profile again" in broken.mend

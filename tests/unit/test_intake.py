@@ -1,5 +1,7 @@
 """Decode, replay and merge between poll and process, on logs of a few rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,6 +14,7 @@ from penstock.intake import Intake, Piece, TopicReader
 from penstock.lanes import Work
 from penstock.records import NO_TIME, Partition, Records, column
 from penstock.schemas.registry import TransientLookupError
+from penstock.transport.headers import Headers
 from penstock.transport.protocol import Position
 
 TOPIC = "t"
@@ -62,6 +65,16 @@ def test_without_a_merge_a_poll_goes_on_at_once_with_its_bad_rows_and_positions(
     assert work.positions == {Partition(TOPIC, 0): Position(3, 7), Partition(TOPIC, 1): Position(1, 9)}
     records, row = work.record(2)
     assert records.values[row].as_py() == b"7"
+
+
+def test_what_raw_records_say_in_headers_stays_with_them_when_a_bad_one_goes() -> None:
+    made = Intake([TopicReader(TOPIC, decode, "time", raw=True)], False, 1000, 100, patience_s=5.0)
+    made.open(Partition(TOPIC, 0), Position(0), Position(0))
+    headers = Headers.listed([[], [("traceparent", b"bad")], [("penstock.replays", b"t/0@7"), ("x", b"y")], []])
+    records = replace(polled([(0, 0, "1"), (0, 1, "x"), (0, 2, "3"), (0, 3, "4")]), texts=headers.texts)
+    (work,) = [work for piece in made.split(records) if (work := made.add(piece, 0.0)) is not None]
+    found = {name: texts.to_pylist() for name, texts in work.batch.headed.items()}
+    assert found == {"_traceparent": [None] * 3, "_replays": [None, "t/0@7", None]}
 
 
 def test_partitions_are_merged_by_event_time_and_one_that_has_more_is_waited_for() -> None:

@@ -3,8 +3,9 @@ may lie in another raw partition.
 
 One rule decides, and batches, restarts and the moment at which memory is given back have no part in it: a row is a
 copy if a row before it in the log has the same id and an event time of at least the watermark behind the row less the
-horizon. Hashes only choose the chain: ids are compared byte by byte. A row that says which raw record it is sent again
-for is no copy of that one, and the first from there on.
+horizon. Hashes only choose the chain: ids are compared byte by byte. A row that is sent again says for which raw record
+it is, the first of as many as there were: if that one was the id's first, the row is no copy. Who was first is a matter
+of the log as far as it is read (docs/adr/0011).
 """
 
 import re
@@ -36,7 +37,7 @@ ENTRY = np.dtype(
     ]
 )
 """``newest``: the largest event time among the id's rows, ms since epoch; ``partition``, ``offset``: of the first one's
-raw record."""
+raw record, and of a replay, of the record that it is sent again for."""
 CLOCK = np.dtype([("used", np.int64), ("bytes", np.int64), ("watermark", np.int64)])
 """``used`` entries and ``bytes`` of ids; the largest event time seen."""
 
@@ -129,10 +130,7 @@ def _look(
         firsts[i, 1] = -1
         if e >= 0 and entries[e].newest >= oldest:
             entries[e].newest = max(entries[e].newest, times[i])
-            if entries[e].partition == for_partitions[i] and entries[e].offset == for_offsets[i]:
-                entries[e].partition = partitions[i]
-                entries[e].offset = offsets[i]
-            else:
+            if entries[e].partition != for_partitions[i] or entries[e].offset != for_offsets[i]:
                 firsts[i, 0] = entries[e].partition
                 firsts[i, 1] = entries[e].offset
                 found += 1
@@ -150,8 +148,9 @@ def _look(
                 clock[0].used += 1
                 clock[0].bytes += stop - start
             entries[e].newest = times[i]
-            entries[e].partition = partitions[i]
-            entries[e].offset = offsets[i]
+            again = for_partitions[i] >= 0
+            entries[e].partition = for_partitions[i] if again else partitions[i]
+            entries[e].offset = for_offsets[i] if again else offsets[i]
         clock[0].watermark = max(clock[0].watermark, oldest + horizon)
     return found
 

@@ -15,7 +15,7 @@ POINTS = ("poll", "process", "send", "offsets")
 """``send``: its rows are at the broker; ``offsets``: all is in the transaction and only its end is missing, so that who
 takes over is told no offset until the broker itself ends it."""
 PASSES = 20
-STOPS = 2
+STOPS = 4
 WORKERS = 2
 
 
@@ -39,11 +39,10 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
 
 def stop_for_too_long(trial: Trial, at: Death, slot: int) -> None:
     world, stage, other = trial.world, at.stage, 1 - slot
-    seen = len(taken_over(trial, stage, other))
     until(
         f"{stage}.{slot} to stop after {at.point}", failing.arm(world.folder, at, slot, stops=True).exists, pause=0.02
     )
-    began = time.time()
+    began, seen = time.time(), len(taken_over(trial, stage, other))
     try:
         until(f"{stage}.{other} to take over", lambda: len(taken_over(trial, stage, other)) > seen, PATIENCE_S, 0.1)
         trial.new_output(OUTPUT[stage], time.time())
