@@ -38,7 +38,8 @@ def start(
             EmbeddedBroker(data_dir, port=port, heap_mb=heap_mb, detached=True, progress=report_fetch).start()
         elif port not in (None, state.port):
             raise BrokerError(
-                f"a broker already runs on {data_dir} at {state.bootstrap}. End it with `penstock broker stop` first."
+                f"a broker already runs on {data_dir} at {state.bootstrap}. End it first, with `penstock broker stop "
+                f"--data-dir {data_dir}`."
             )
     except (BrokerError, JarsUnavailable, JavaNotFound) as error:
         _fail(str(error), as_json)

@@ -82,28 +82,27 @@ def train(
     """Train by `train` in train.py beside the pipeline, unless a version of the same data and features is registered;
     the last line is the version.
     """
-    with _reaching():
-        beside = train_module(pipeline)
-        if beside is None:
-            package = pipeline.partition(":")[0].rpartition(".")[0]
-            raise PlanError(
-                f"{package or pipeline} has no train.py. Write one with train(models_url, plan, progress), as "
-                "`penstock new` does, or put a version that was trained elsewhere into the registry: penstock model "
-                "register FOLDER"
-            )
-        if plan is not None:
-            found = Plan.load(plan)
-        else:
-            from penstock.compiling import compile_pipeline  # imports feast
+    beside = train_module(pipeline)
+    if beside is None:
+        package = pipeline.partition(":")[0].rpartition(".")[0]
+        raise PlanError(
+            f"{package or pipeline} has no train.py. Write one with train(models_url, plan, progress), as "
+            "`penstock new` does, or put a version that was trained elsewhere into the registry: penstock model "
+            "register FOLDER"
+        )
+    if plan is not None:
+        found = Plan.load(plan)
+    else:
+        from penstock.compiling import compile_pipeline  # imports feast
 
-            found = compile_pipeline(pipeline)
-        if found.model is None:
-            raise PlanError(f"{pipeline} declares no model, so there is nothing to train")
-        try:
-            version = import_module(beside).train(_url(registry), found, lambda line: typer.echo(line, err=as_json))
-        except OSError as error:  # of the data: the registry's are said by itself
-            raise ModelError(str(error)) from None
-        _say({"name": found.model.name, "version": version}, version, as_json)
+        found = compile_pipeline(pipeline)
+    if found.model is None:
+        raise PlanError(f"{pipeline} declares no model, so there is nothing to train")
+    try:
+        version = import_module(beside).train(_url(registry), found, lambda line: typer.echo(line, err=as_json))
+    except OSError as error:  # of the data: the registry's are said by itself
+        raise ModelError(str(error)) from None
+    _say({"name": found.model.name, "version": version}, version, as_json)
 
 
 @model_app.command()

@@ -25,7 +25,8 @@ def check(
     folders: Annotated[list[Path], typer.Argument(help="Folders of pipelines, e.g. pipelines/flights.")],
     as_json: AsJson = False,
 ) -> None:
-    """Every version in the lock may follow those before it, and the .avsc files are the newest ones; else exit 1."""
+    """Every version in the lock may follow those before it, and the .avsc files, those that all pipelines share among
+    them, are the newest ones; else exit 1."""
     problems = [problem for folder in folders for problem in problems_of(folder)]
     if as_json:
         typer.echo(json.dumps({"ok": not problems, "problems": [p._asdict() for p in problems]}))
@@ -88,6 +89,7 @@ def problems_of(folder: Path) -> Iterator[Problem]:
     """What is wrong with the schemas of one pipeline folder."""
     from penstock.schemas.compatibility import IncompatibleSchema
     from penstock.schemas.compatibility import check as differences
+    from penstock.schemas.files import shared_folder
     from penstock.schemas.lock import NAME, DamagedLock, SchemaLock
 
     path = folder / NAME
@@ -108,6 +110,10 @@ def problems_of(folder: Path) -> Iterator[Problem]:
     versions_of = {subject: [entry.schema for entry in locked.entries(subject)] for subject in locked.subjects}
     for file in sorted(folder.glob("*.avsc")):
         yield from _problems_of_file(file, versions_of)
+    names = {_full_name(versions[-1]) for versions in versions_of.values()}
+    for file in sorted(shared_folder().glob("*.avsc")):
+        if _full_name(json.loads(file.read_text("utf-8"))) in names:  # no pipeline uses all of them
+            yield from _problems_of_file(file, versions_of)
 
 
 def _problems_of_file(file: Path, versions_of: dict[str, list[dict[str, Any]]]) -> Iterator[Problem]:
@@ -130,12 +136,8 @@ def _problems_of_file(file: Path, versions_of: dict[str, list[dict[str, Any]]]) 
     except UnsupportedSchema as error:
         yield Problem(str(file), str(error))
         return
-    why = f" And it may not be as it is: {found[0]}" if found else ""
-    yield Problem(
-        str(file),
-        f"this is not the newest version of {subject!r} in the lock. Run `penstock schemas lock PIPELINE` "
-        f"and commit it.{why}",
-    )
+    mend = f"And it may not follow it: {found[0]}" if found else "Run `penstock schemas lock PIPELINE` and commit it."
+    yield Problem(str(file), f"this is not the newest version of {subject!r} in the lock. {mend}")
 
 
 def _full_name(schema: Any) -> str:

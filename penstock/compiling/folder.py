@@ -1,16 +1,13 @@
 """Finds the pipeline that an import string names, and reads and judges the Avro schemas of its folder."""
 
-import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.codec.shapes import UnsupportedSchema, parse
 from penstock.feast.fields import NUMBERS, field_types, is_nullable
 from penstock.pipeline import Label, Pipeline
 from penstock.plan import AvroSchema, PlanError, load_object
-from penstock.schemas.properties import check_properties
+from penstock.schemas.files import read_schema
 
 TIMES = ("timestamp-millis", "timestamp-micros", "long")
 KEYS = ("string", "int", "long", "enum")
@@ -59,27 +56,6 @@ def open_folder(source: str) -> PipelineFolder:
         _check_label(pipeline.label, event, label, path / pipeline.label.schema_file)
     package = module.__name__.rpartition(".")[0]
     return PipelineFolder(pipeline, source, package, path, event, label)
-
-
-def read_schema(file: Path) -> AvroSchema:
-    """The Avro record of an ``.avsc`` file, which the codec can decode. Raises ``PlanError``."""
-    try:
-        schema = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PlanError(f"no schema at {file}. Write the Avro record there, or name its file in the Pipeline") from None
-    except ValueError as error:
-        raise PlanError(f"{file} is not JSON: {error}") from None
-    try:
-        parse(schema)
-    except UnsupportedSchema as error:
-        raise PlanError(f"{file}: {error}") from None
-    if not isinstance(schema, Mapping):
-        raise PlanError(f"{file}: an Avro record is a JSON object")
-    try:
-        check_properties(dict(schema))
-    except PlanError as error:
-        raise PlanError(f"{file}: {error}") from None
-    return dict(schema)
 
 
 def _check_event(pipeline: Pipeline, event: AvroSchema, file: Path) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from penstock import envelope
 from penstock.compiling.folder import PipelineFolder
-from penstock.compiling.shared import shared_schemas
 from penstock.feast.definitions import Definitions
 from penstock.feast.stream_views import ViewDefinition
 from penstock.plan import AvroSchema, InputPlan, SchemaPlan, StagePlan, TopicPlan
+from penstock.schemas.files import shared_schemas
 
 Schemas = dict[str, AvroSchema]
 SHARED = {

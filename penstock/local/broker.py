@@ -263,7 +263,8 @@ def _refuse_unusable(data_dir: Path, former: BrokerState | None) -> None:
     if former.running_pid() is not None:
         raise BrokerError(
             f"a broker already runs on {data_dir} (pid {former.pid}). Use it with "
-            f"KAFKA_BOOTSTRAP_SERVERS={former.bootstrap}, or end it with `penstock broker stop`."
+            f"KAFKA_BOOTSTRAP_SERVERS={former.bootstrap}, or end what started it: the demo or `penstock dev` with "
+            f"Ctrl-C, else `penstock broker stop --data-dir {data_dir}`."
         )
     if _numbers(former.kafka) > _numbers(KAFKA_VERSION):
         raise BrokerError(f"{data_dir} was written by Kafka {former.kafka}, which {KAFKA_VERSION} may not read. {anew}")

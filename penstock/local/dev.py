@@ -101,14 +101,23 @@ class Development:
 
 
 def promote_newest(plan: Plan, settings: Settings, say: Callable[[str], None]) -> None:
-    """Makes the registry's newest version the champion where nobody serves yet."""
+    """Makes the registry's newest version for the plan's features the champion where nobody serves yet."""
     if plan.model is None or any(found.message.version for found in read_control(settings, plan)):
         return
-    versions = ModelRegistry(settings.models_url).versions(plan.model.name)
-    if not versions:
+    newest = newest_fitting(ModelRegistry(settings.models_url), plan)
+    if newest is None:
         return
-    promote(settings, plan, versions[-1], "penstock dev", "the newest version, where nobody served")
-    say(f"{plan.model.name} {versions[-1]} is champion now, as the newest version in {settings.models_url}")
+    promote(settings, plan, newest, "penstock dev", "the newest version, where nobody served")
+    say(f"{plan.model.name} {newest} is champion now, as the newest version in {settings.models_url}")
+
+
+def newest_fitting(registry: ModelRegistry, plan: Plan) -> str | None:
+    """The newest version of the plan's model that was trained for its features: another pipeline's may have the name
+    too."""
+    assert plan.model is not None
+    name, wanted = plan.model.name, plan.service.hash
+    fitting = [v for v in registry.versions(name) if registry.manifest(name, v)[0].feature_service_hash == wanted]
+    return fitting[-1] if fitting else None
 
 
 def has_champion(plan: Plan, settings: Settings) -> bool:
@@ -127,8 +136,11 @@ def train_command(source: str) -> str:
 def how_to_serve(plan: Plan, registry: ModelRegistry, train: str, plan_path: Path, bootstrap: str) -> str:
     """The commands that are left until a version of the plan's model serves, a line each."""
     assert plan.model is not None
-    name, newest = plan.model.name, registry.latest(plan.model.name)
+    name, newest = plan.model.name, newest_fitting(registry, plan)
     promote = f"KAFKA_BOOTSTRAP_SERVERS={bootstrap} penstock model promote {plan_path} {newest or 'VERSION'}"
     if newest is not None:
         return f"\n  {registry.url} has {name} {newest}. Let it serve:  {promote}"
-    return f"\n  {registry.url} has no version of {name}. Make one:  {train}\n  then let it serve:  {promote}"
+    return (
+        f"\n  {registry.url} has no version of {name} for these features. Make one:  {train}\n"
+        f"  then let it serve:  {promote}"
+    )

@@ -10,7 +10,9 @@ import pyarrow.compute as pc
 
 from penstock.plan import AvroSchema, PlanError
 
-NUMBERS = frozenset({"int", "long", "float", "double"})
+WHOLE = {"int": 32, "long": 64}
+"""Bits of a type."""
+NUMBERS = frozenset({*WHOLE, "float", "double"})
 
 
 def check_properties(schema: AvroSchema) -> None:
@@ -23,17 +25,24 @@ def check_properties(schema: AvroSchema) -> None:
                 raise PlanError(f"field {name!r} has a {bound} but is a {base}. Only numbers have one")
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise PlanError(f"the {bound} of field {name!r} is {value!r}. Give a number")
-        if len(bounds) == 2 and bounds["minimum"] > bounds["maximum"]:
-            raise PlanError(
-                f"the minimum of field {name!r}, {bounds['minimum']}, is over its maximum, {bounds['maximum']}: no "
-                "value would pass. Change one of them"
-            )
+        if bounds and not _some_pass(base, bounds.get("minimum", -math.inf), bounds.get("maximum", math.inf)):
+            said = " and ".join(f"{bound} {value}" for bound, value in bounds.items())
+            raise PlanError(f"field {name!r} of type {base} has {said}: no value would pass. Change that")
         if "pattern" in field:
             if base != "string":
                 raise PlanError(f"field {name!r} has a pattern but is a {base}. Only strings have one")
             _check_pattern(name, field["pattern"])
         if not isinstance(field.get("allowNaN", False), bool):
             raise PlanError(f"allowNaN of field {name!r} is {field['allowNaN']!r}. Give true or false")
+
+
+def _some_pass(base: str, least: float, most: float) -> bool:
+    """Whether a number of the type lies between the bounds, both included."""
+    if base in WHOLE:
+        end = 2 ** (WHOLE[base] - 1)
+        least, most = max(least, -end), min(most, end - 1)
+        return math.ceil(least) <= math.floor(most)
+    return least <= most
 
 
 def _check_pattern(name: str, pattern: Any) -> None:

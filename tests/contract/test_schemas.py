@@ -64,7 +64,7 @@ def test_check_fails_for_a_file_that_was_changed_without_the_lock(folder: Path) 
 
     assert result.exit_code == 1
     assert "event.avsc: this is not the newest version of 'flights.raw-value'" in result.output
-    assert "may not be as it is" not in result.output
+    assert "Run `penstock schemas lock PIPELINE`" in result.output
 
 
 def test_check_names_the_field_that_breaks_compatibility(folder: Path) -> None:
@@ -89,8 +89,26 @@ def test_check_names_the_field_that_clashes_with_an_older_version(folder: Path) 
     result = run("check", folder)
 
     assert result.exit_code == 1
-    assert "And it may not be as it is: " in result.output
-    assert "'tailnum'" in result.output.partition("And it may not be")[2]
+    assert "And it may not follow it: " in result.output
+    assert "'tailnum'" in result.output.partition("And it may not follow it")[2]
+    assert "schemas lock" not in result.output, "which would only say so again"
+
+
+def test_check_sees_a_shared_schema_that_was_changed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    prediction = json.loads((ROOT / "schemas/prediction.avsc").read_text())
+    SchemaLock.load(folder / NAME).append("flights.predictions-value", prediction)
+    monkeypatch.setattr("penstock.schemas.files.shared_folder", lambda: shared)
+    (shared / "alert.avsc").write_text((ROOT / "schemas/alert.avsc").read_text())  # which this pipeline has not
+    (shared / "prediction.avsc").write_text(json.dumps(prediction))
+    assert list(problems_of(folder)) == []
+    (shared / "prediction.avsc").write_text(json.dumps(prediction).replace('"prediction_id"', '"id"'))
+    (problem,) = problems_of(folder)
+    assert problem.place.endswith("prediction.avsc")
+    assert "And it may not follow it: new field 'id' has no default" in problem.message
 
 
 def test_check_finds_an_incompatible_version_that_is_in_the_lock(folder: Path) -> None:

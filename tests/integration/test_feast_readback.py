@@ -34,6 +34,7 @@ from penstock.health import Health
 from penstock.local.resolve import BrokerHandle
 from penstock.logs import JsonLines
 from penstock.plan import Plan
+from penstock.recovery import IncompleteLogError
 from penstock.settings import Settings
 from penstock.telemetry import FEAST_UNREADABLE
 from penstock.transport.memory import MemoryBroker, MemoryTransport
@@ -374,6 +375,19 @@ def test_history_has_each_event_once_however_often_the_writer_is_killed(
     for view in ("spend", "recent"):
         assert sorted(shop.history(view)["_event_id"]) == sorted(f"v{number}" for number in range(len(visits)))
         assert not list((shop.folder / "data" / view).glob(".*")), "what a killed writer left was not cleaned"
+
+
+def test_a_topic_made_anew_is_told_however_long_it_has_grown(shops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = shops()
+    shop.visit(some_visits(40))
+    shop.write()
+    shop.visit(some_visits(40, seed=2))
+    again = shop.writer()
+    monkeypatch.setattr(again._transport, "identity", lambda topic: "another cluster's")
+    with pytest.raises(IncompleteLogError, match="of another topic of that name, made anew since"):
+        again.run()
+    shop.write()
+    assert len(shop.history("spend")) == 80
 
 
 def test_a_locked_store_delays_its_rows_and_says_why(shops: Any, monkeypatch: pytest.MonkeyPatch) -> None:

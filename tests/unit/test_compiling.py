@@ -15,8 +15,8 @@ from penstock_features.views import window_spec
 from penstock.codec.arrow import arrow_schema
 from penstock.codec.avro import AvroDecoder, AvroEncoder
 from penstock.compiling import compile_pipeline
-from penstock.compiling.shared import shared_schemas
 from penstock.plan import Plan, PlanError
+from penstock.schemas.files import shared_schemas
 from penstock.schemas.registry import LockRegistry
 from penstock.windows.state import WindowState
 from penstock.worker import find_kind
@@ -498,7 +498,15 @@ SCHEMA_MISTAKES = [
                 ({"type": "double", "minimum": True}, "the minimum of field 'extra' is True. Give a number"),
                 (
                     {"type": "int", "minimum": 200, "maximum": 100},
-                    "the minimum of field 'extra', 200, is over its maximum",
+                    "field 'extra' of type int has minimum 200 and maximum 100: no value would pass",
+                ),
+                (
+                    {"type": "int", "minimum": 1.2, "maximum": 1.8},
+                    "field 'extra' of type int has minimum 1.2 and maximum 1.8: no value would pass",
+                ),
+                (
+                    {"type": "int", "minimum": 2**31},
+                    "field 'extra' of type int has minimum 2147483648: no value would pass",
                 ),
                 (
                     {"type": "string", "minimum": 1},

@@ -17,7 +17,7 @@ TOPIC = "flights.view.aircraft_delays"
 
 def append(appender: OfflineAppender, partition: int, offsets: list[int]) -> int:
     rows = pa.table({"partition": [partition] * len(offsets), "offset": offsets})
-    return appender.append(partition, np.array(offsets, np.int64), rows)
+    return appender.append(partition, np.array(offsets, np.int64), rows, "a cluster/a topic")
 
 
 def stored(folder: Path) -> list[tuple[int, int]]:
@@ -38,6 +38,20 @@ def test_the_newest_file_of_a_partition_says_where_to_resume(tmp_path: Path) -> 
     append(appender, 0, [12])
     again = OfflineAppender(tmp_path / "new" / "folder", TOPIC)
     assert (again.resume_at(0), again.resume_at(1), again.resume_at(2)) == (13, 101, None)
+
+
+def test_the_newest_file_of_a_partition_says_which_topic_its_rows_are_of(tmp_path: Path) -> None:
+    appender = OfflineAppender(tmp_path, TOPIC)
+    assert appender.topic_id(0) is None
+    append(appender, 0, [0, 1])
+    assert (appender.topic_id(0), appender.topic_id(1)) == ("a cluster/a topic", None)
+    appender.append(0, np.array([2]), pa.table({"partition": [0], "offset": [2]}), "another")
+    assert appender.topic_id(0) == "another"
+    assert stored(tmp_path) == [(0, 0), (0, 1), (0, 2)]
+    pq.write_table(
+        pa.table({"partition": [1], "offset": [0]}), tmp_path / f"{TOPIC}-1-000000000000-000000000000.parquet"
+    )
+    assert appender.topic_id(1) is None, "a file of a version that did not say"
 
 
 def test_files_of_another_topic_do_not_count(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ class _Lane:
     stores: ViewStores
     position: Position
     committed: int
+    topic_id: str = ""
     newest: int = 0
     oldest: int = 0
     offsets: list[Int64s] = field(default_factory=list)
@@ -187,7 +188,7 @@ class FeastWriter:
             return
         offsets, rows = np.concatenate(lane.offsets), lane.stores.history(pa.concat_tables(lane.rows))
         done = self._attempts.attempt(
-            view, "offline", lambda: offline.append(partition.number, offsets, rows), at_once=at_once
+            view, "offline", lambda: offline.append(partition.number, offsets, rows, lane.topic_id), at_once=at_once
         )
         if done:
             lane.offsets, lane.rows = [], []
@@ -246,21 +247,27 @@ class FeastWriter:
         for partition, at in committed.items():
             stores = self._stores[partition.topic]
             low, high = self._transport.bounds(partition)
+            topic_id, written_of = "", None
             if stores.offline is None:
                 resume = at.offset if at is not None else low
             else:
                 stores.offline.clean(partition.number)
+                topic_id, written_of = (
+                    self._transport.identity(partition.topic),
+                    stores.offline.topic_id(partition.number),
+                )
                 found = stores.offline.resume_at(partition.number)
                 resume = low if found is None else found
-            if resume > high:
+            if resume > high or written_of not in (None, topic_id):
                 raise IncompleteLogError(
-                    f"{partition}: {stores.view.name} was written up to {resume}, but the log ends at {high}: the "
-                    "topic was made anew. Move the view's offline files away, or give the pipeline a new name"
+                    f"{partition}: {stores.view.name} was written up to {resume} of another topic of that name, made "
+                    f"anew since or of another cluster; this one ends at {high}. Move the view's offline files away, "
+                    "or give the pipeline a new name"
                 )
             if resume < low:
                 log.error("%s: rows %d to %d were deleted before they were written", partition, resume, low - 1)
             starts[partition] = max(low, resume)
-            self._lanes[partition] = _Lane(stores, Position(starts[partition]), starts[partition])
+            self._lanes[partition] = _Lane(stores, Position(starts[partition]), starts[partition], topic_id)
             log.info("assigned %s from %d", partition, starts[partition])
         self._health.wait("assignment", None if self._lanes else "no partition is assigned")
         telemetry.ASSIGNED.labels(self._stage).set(len(self._lanes))
