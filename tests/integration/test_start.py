@@ -31,7 +31,7 @@ SOON_S = 3.0
 BARE = "import numba, pyarrow, confluent_kafka"
 TIMES_BARE = 5.0
 """A quiet machine imports these in 0.6 s. On a busy one the bound grows with what the imports alone take."""
-TRIES = 5
+TRIES = 4
 """The other tests that run beside may load broker and processor at any moment: the best of a few starts is measured."""
 
 
