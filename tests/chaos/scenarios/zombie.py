@@ -15,7 +15,7 @@ POINTS = ("poll", "process", "send", "offsets")
 """``send``: its rows are at the broker; ``offsets``: all is in the transaction and only its end is missing, so that who
 takes over is told no offset until the broker itself ends it."""
 PASSES = 20
-STOPS = 4
+STOPS = 2
 WORKERS = 2
 
 
