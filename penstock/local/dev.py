@@ -104,20 +104,11 @@ def promote_newest(plan: Plan, settings: Settings, say: Callable[[str], None]) -
     """Makes the registry's newest version for the plan's features the champion where nobody serves yet."""
     if plan.model is None or any(found.message.version for found in read_control(settings, plan)):
         return
-    newest = newest_fitting(ModelRegistry(settings.models_url), plan)
+    newest = ModelRegistry(settings.models_url).latest(plan.model.name, plan.service.hash)
     if newest is None:
         return
     promote(settings, plan, newest, "penstock dev", "the newest version, where nobody served")
     say(f"{plan.model.name} {newest} is champion now, as the newest version in {settings.models_url}")
-
-
-def newest_fitting(registry: ModelRegistry, plan: Plan) -> str | None:
-    """The newest version of the plan's model that was trained for its features: another pipeline's may have the name
-    too."""
-    assert plan.model is not None
-    name, wanted = plan.model.name, plan.service.hash
-    fitting = [v for v in registry.versions(name) if registry.manifest(name, v)[0].feature_service_hash == wanted]
-    return fitting[-1] if fitting else None
 
 
 def has_champion(plan: Plan, settings: Settings) -> bool:
@@ -136,7 +127,7 @@ def train_command(source: str) -> str:
 def how_to_serve(plan: Plan, registry: ModelRegistry, train: str, plan_path: Path, bootstrap: str) -> str:
     """The commands that are left until a version of the plan's model serves, a line each."""
     assert plan.model is not None
-    name, newest = plan.model.name, newest_fitting(registry, plan)
+    name, newest = plan.model.name, registry.latest(plan.model.name, plan.service.hash)
     promote = f"KAFKA_BOOTSTRAP_SERVERS={bootstrap} penstock model promote {plan_path} {newest or 'VERSION'}"
     if newest is not None:
         return f"\n  {registry.url} has {name} {newest}. Let it serve:  {promote}"

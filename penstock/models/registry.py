@@ -72,9 +72,12 @@ class ModelRegistry:
                 found.append(version)
         return sorted(found, key=parse_version)
 
-    def latest(self, name: str) -> str | None:
-        """The version with the largest number; a preview (1.2.0-rc.1) only where there is no release."""
+    def latest(self, name: str, service_hash: str | None = None) -> str | None:
+        """The version with the largest number, of those trained for the features of ``service_hash`` if given; a
+        preview (1.2.0-rc.1) only where there is no release. Raises ``ModelError``."""
         versions = self.versions(name)
+        if service_hash is not None:
+            versions = [v for v in versions if self.manifest(name, v)[0].feature_service_hash == service_hash]
         releases = [version for version in versions if "-" not in version]
         found = releases or versions
         return found[-1] if found else None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.local.dev import how_to_serve, newest_fitting, train_command
+from penstock.local.dev import how_to_serve, train_command
 from penstock.models.manifest import Manifest
 from penstock.models.registry import ModelRegistry
 from tests.onnx_models import linear, plan
@@ -37,10 +37,10 @@ def test_a_newer_version_that_another_pipeline_trained_is_passed_over(tmp_path: 
     registry = ModelRegistry(str(tmp_path / "models"))
     other = plan().model_copy(update={"service": plan().service.model_copy(update={"hash": "another"})})
     files = {"model.onnx": linear().SerializeToString()}
-    for version, of in (("1.9.0", plan()), ("1.10.0", plan()), ("2.0.0", other)):
+    for version, of in (("1.9.0", plan()), ("1.10.0", plan()), ("1.11.0-rc.1", plan()), ("2.0.0", other)):
         registry.register(Manifest.of(of, version, files, metrics={}), files)
-    assert newest_fitting(registry, plan()) == "1.10.0"
-    assert newest_fitting(registry, other) == "2.0.0"
+    assert registry.latest("shop_model", plan().service.hash) == "1.10.0"
+    assert registry.latest("shop_model", other.service.hash) == "2.0.0"
 
 
 def test_the_training_beside_the_pipeline_is_named_where_there_is_one(

@@ -252,10 +252,8 @@ class FeastWriter:
                 resume = at.offset if at is not None else low
             else:
                 stores.offline.clean(partition.number)
-                topic_id, written_of = (
-                    self._transport.identity(partition.topic),
-                    stores.offline.topic_id(partition.number),
-                )
+                topic_id = self._transport.identity(partition.topic)
+                written_of = stores.offline.topic_id(partition.number)
                 found = stores.offline.resume_at(partition.number)
                 resume = low if found is None else found
             if resume > high or written_of not in (None, topic_id):
