@@ -341,9 +341,12 @@ def test_an_event_that_came_under_its_id_goes_on_without_a_key() -> None:
 def test_the_replay_of_an_event_that_died_behind_the_stage_goes_through_it_and_its_copies_do_not() -> None:
     """Two ids in two partitions, row by row in turn; places that are wrong by partition and by offset alone."""
     table, _ = with_copies([("a", "x", 0, 1.0, True), ("b", "x", 0, 1.0, True)], [(1, 0), (0, 0)] * 3)
+    table = table.take(pa.array([0, 4, 1, 5, 2, 6, 3, 7]))
     names = table.column(EVENT_ID).to_pylist()
-    numbers = [names.index(name) % 2 for name in names]
-    first = {name: f"shops.raw/{names.index(name) % 2}@{names.index(name)}" for name in names}
+    numbers = [int(name != names[0]) for name in names]
+    at = zip(table.column(ORIGIN_PARTITION).to_pylist(), table.column(ORIGIN_OFFSET).to_pylist(), strict=True)
+    places = [f"shops.raw/{partition}@{offset}" for partition, offset in at]
+    first = {name: places[names.index(name)] for name in names}
     wrong = {name: place.replace("/0@", "/7@").replace("/1@", "/7@") for name, place in first.items()}
     seen: Counter[str] = Counter()
     said: list[str | None] = []
