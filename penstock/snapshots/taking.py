@@ -137,5 +137,6 @@ class Snapshots:
                 size = sum(table.nbytes for table in state.values())
                 telemetry.SNAPSHOT_BYTES.labels(self._name, partition.topic, str(partition.number)).set(size)
             finally:
+                del job, state  # else they lie in memory until the next ones come
                 if self._jobs.empty():
                     self._idle.set()

@@ -315,32 +315,89 @@ def add_and_read(
             out[o_last, i] = last
 
 
-@compiled(types.void(INT_ROWS, FLOAT_ROWS, INTS, types.int64, INTS, INT_ROWS, FLOAT_ROWS))
-def copy_live(
-    ints: Ints,
-    cells: Floats,
-    slots: Ints,
-    oldest: int,
-    layout: Ints,
-    to_ints: Ints,
-    to_cells: Floats,
-) -> None:
-    """Copy the rows of `slots` to the first rows of zeroed memory, without tiles before `oldest` and without the cache.
+@inlined
+def _live(ints: Ints, slot: int, oldest: int, layout: Ints, row: Ints) -> int:
+    """Write the newest tile of `slot` and the bitmap of its tiles from `oldest` on to `row`; returns how many tiles."""
+    ring, closed = layout[2], layout[10]
+    row[0, HEAD] = ints[slot, HEAD]
+    row[0, BITS:closed] = ints[slot, BITS:closed]
+    first = ints[slot, HEAD] + NO_TILE - ring + 1
+    if oldest > first:
+        _clear_bits(row, 0, first, min(oldest - first, ring), ring)
+    found = 0
+    for w in range(BITS, closed):
+        word = np.uint64(row[0, w])
+        while word != np.uint64(0):
+            word &= word - np.uint64(1)
+            found += 1
+    return found
 
-    What is copied is a function of the log alone: it does not tell how batches were cut or what has expired in between.
+
+@compiled(types.void(INT_ROWS, INTS, types.int64, INTS, types.int64[::1]))
+def measure(ints: Ints, slots: Ints, oldest: int, layout: Ints, starts: Ints) -> None:
+    """Where `pack` is to put each row of `slots`, and behind the last how many words it takes: `starts`, int64[n+1]."""
+    size, closed = layout[9], layout[10]
+    row = np.empty((1, closed), np.int64)
+    starts[0] = 0
+    for i in range(len(slots)):
+        found = _live(ints, slots[i], oldest, layout, row)
+        starts[i + 1] = starts[i] + (1 + closed - BITS + found * size if found > 0 else 0)
+
+
+@compiled(types.void(INT_ROWS, INTS, types.int64, INTS, types.int64[::1], types.int64[::1]))
+def pack(ints: Ints, slots: Ints, oldest: int, layout: Ints, starts: Ints, packed: Ints) -> None:
+    """Each row as [newest tile, bitmap, cells that hold values], without tiles before `oldest` and without the cache.
+
+    What is written is a function of the log alone: it does not tell where batches were cut or what expired in between.
     """
-    ring, size, base = layout[2], layout[9], layout[11]
-    for to in range(len(slots)):
-        slot = slots[to]
-        head = ints[slot, HEAD] + NO_TILE
-        if head < oldest:
+    size, closed, base = layout[9], layout[10], layout[11]
+    row = np.empty((1, closed), np.int64)
+    for i in range(len(slots)):
+        at = starts[i]
+        if at == starts[i + 1]:
             continue
-        to_ints[to, HEAD] = head - NO_TILE
-        for tile in range(max(oldest, head - ring + 1), head + 1):
-            place = tile % ring
-            word = BITS + (place >> 6)
-            bit = np.int64(np.uint64(1) << np.uint64(place & 63))
-            if ints[slot, word] & bit:
-                to_ints[to, word] |= bit
-                for k in range(base + place * size, base + (place + 1) * size):
-                    to_cells[to, k] = cells[slot, k]
+        slot = slots[i]
+        _live(ints, slot, oldest, layout, row)
+        packed[at] = row[0, HEAD]
+        at += 1
+        for w in range(BITS, closed):
+            packed[at] = row[0, w]
+            at += 1
+        for w in range(BITS, closed):
+            word = np.uint64(row[0, w])
+            while word != np.uint64(0):
+                cell = base + ((w - BITS) * 64 + np.int64(_lowest_bit(word))) * size
+                word &= word - np.uint64(1)
+                for k in range(size):
+                    packed[at + k] = ints[slot, cell + k]
+                at += size
+
+
+@compiled(types.boolean(INTS, INTS, INTS, INT_ROWS))
+def unpack(packed: Ints, starts: Ints, layout: Ints, to: Ints) -> bool:
+    """The rows that `pack` wrote, into zeroed memory. False where one of them is not as long as its bitmap says."""
+    ring, size, closed, base = layout[2], layout[9], layout[10], layout[11]
+    for i in range(len(to)):
+        at, stop = starts[i], starts[i + 1]
+        if at == stop:
+            continue
+        if stop - at < 1 + closed - BITS:
+            return False
+        to[i, HEAD] = packed[at]
+        at += 1
+        for w in range(BITS, closed):
+            to[i, w] = packed[at]
+            at += 1
+        for w in range(BITS, closed):
+            word = np.uint64(to[i, w])
+            while word != np.uint64(0):
+                place = (w - BITS) * 64 + np.int64(_lowest_bit(word))
+                word &= word - np.uint64(1)
+                if at + size > stop or place >= ring:
+                    return False
+                for k in range(size):
+                    to[i, base + place * size + k] = packed[at + k]
+                at += size
+        if at != stop:
+            return False
+    return True

@@ -11,8 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-KERNEL_VERSION = 1
-"""Changes with the layout of a row or the order of any sum: state of another version is rebuilt by replay."""
+KERNEL_VERSION = 2
+"""Changes with the layout of a row, here or in a snapshot, or the order of any sum: state of another version is rebuilt
+by replay."""
 
 NO_TILE = -(2**62)
 """Tiles are kept as their distance from this one, so that a row of zeros is empty and costs no page of memory."""

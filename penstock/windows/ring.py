@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from penstock.windows.kernel import copy_live
+from penstock.windows.kernel import measure, pack, unpack
 from penstock.windows.layout import NO_TILE, Layout, layouts
 from penstock.windows.spec import AggregationSpec, ViewSpec
 
@@ -52,10 +52,21 @@ class Ring:
         """First tile that can still count. No row has one before the first watermark."""
         return max((watermark - self.layout.horizon_ms) // self.layout.tile_ms, NO_TILE + 1)
 
-    def live(self, slots: NDArray[np.int64], watermark: int) -> NDArray[np.int64]:
-        ints = np.zeros((len(slots), self.layout.width), np.int64)
-        copy_live(self.ints, self.cells, slots, self.oldest(watermark), self.numbers, ints, ints.view(np.float64))
-        return ints
+    def packed(self, slots: NDArray[np.int64], watermark: int) -> "pa.LargeListArray":
+        """The rows of ``slots`` less what can no longer count: most keys have values in few of their tiles."""
+        starts, oldest = np.empty(len(slots) + 1, np.int64), self.oldest(watermark)
+        measure(self.ints, slots, oldest, self.numbers, starts)
+        words = np.empty(starts[-1], np.int64)
+        pack(self.ints, slots, oldest, self.numbers, starts, words)
+        return pa.LargeListArray.from_arrays(arrow(starts, pa.int64(), None), arrow(words, pa.int64(), None))
+
+    def unpack(self, rows: "pa.LargeListArray") -> None:
+        """Holds these rows and no others. Raises ``ValueError`` where they are no rows of this layout."""
+        words, starts = rows.values.to_numpy(), rows.offsets.to_numpy()
+        ints = np.zeros((len(rows), self.layout.width), np.int64)
+        if not unpack(words, starts, self.numbers, ints):
+            raise ValueError(f"rows of {self.column!r} are not of this window's form. Rebuild the state by replay.")
+        self.ints, self.cells, self.used = ints, ints.view(np.float64), len(ints)
 
 
 def rings(spec: ViewSpec) -> list[Ring]:

@@ -98,18 +98,14 @@ class WindowState:
     def snapshot(self) -> "pa.Table":
         """The state as a table, keys in alphabetical order: a function of the log and nothing else."""
         names, rows = self._live()
-        arrays: list[pa.Array[Any]] = [names]
         fields = [pa.field("key", pa.string(), nullable=False)]
-        for number, (ring, ints) in enumerate(zip(self._rings, rows, strict=True)):
-            flat = arrow(ints.reshape(-1), pa.int64(), None)
-            arrays.append(pa.FixedSizeListArray.from_arrays(flat, ring.layout.width))
-            fields.append(pa.field(f"ring_{number}", arrays[-1].type))
+        fields += [pa.field(f"ring_{number}", packed.type) for number, packed in enumerate(rows)]
         header = {
             "kernel_version": str(KERNEL_VERSION),
             "view": self.spec.model_dump_json(),
             "watermark": str(self.watermark),
         }
-        return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=header))
+        return pa.Table.from_arrays([names, *rows], schema=pa.schema(fields, metadata=header))
 
     @classmethod
     def restore(cls, spec: ViewSpec, snapshot: "pa.Table") -> "WindowState":
@@ -127,8 +123,8 @@ class WindowState:
             )
         state = cls(spec)
         state.watermark = int(header["watermark"])
-        names, *rows = snapshot.columns
-        state._replace(names.combine_chunks(), [_words(column) for column in rows])
+        names, *rows = snapshot.combine_chunks().columns
+        state._replace(_whole(names), [_whole(column) for column in rows])
         return state
 
     def _check(
@@ -167,8 +163,8 @@ class WindowState:
         values, valid = columns[column]
         return np.require(values, np.float64, ["C", "A"]), np.require(valid, np.bool_, ["C", "A"])
 
-    def _live(self) -> tuple["pa.StringArray", list[NDArray[np.int64]]]:
-        """Keys with a tile that can still count, in alphabetical order, and their rows in every ring."""
+    def _live(self) -> tuple["pa.StringArray", list["pa.LargeListArray"]]:
+        """Keys with a tile that can still count, in alphabetical order, and their packed rows in every ring."""
         alive = np.zeros(len(self._keys), np.bool_)
         for ring in self._rings:
             alive |= ring.ints[: len(self._keys), HEAD] >= ring.oldest(self.watermark) - NO_TILE
@@ -176,7 +172,7 @@ class WindowState:
         slots = np.flatnonzero(alive)
         order = pc.sort_indices(names.take(arrow(slots, pa.int64(), None))).to_numpy(zero_copy_only=False)
         slots = slots[order].astype(np.int64)
-        rows = [ring.live(slots, self.watermark) for ring in self._rings]
+        rows = [ring.packed(slots, self.watermark) for ring in self._rings]
         return names.take(arrow(slots, pa.int64(), None)), rows
 
     def _sweep(self) -> None:
@@ -188,13 +184,11 @@ class WindowState:
             self._replace(*self._live())
         self._sweep_at = max(SWEEP_FROM, 2 * len(self._keys))
 
-    def _replace(self, names: "pa.StringArray", rows: list[NDArray[np.int64]]) -> None:
+    def _replace(self, names: "pa.StringArray", rows: list["pa.LargeListArray"]) -> None:
         self._keys = KeyIndex()
         self._keys.rows(names)
-        for ring, ints in zip(self._rings, rows, strict=True):
-            ring.ints = ints
-            ring.cells = ints.view(np.float64)
-            ring.used = len(ints)
+        for ring, packed in zip(self._rings, rows, strict=True):
+            ring.unpack(packed)
         self._sweep_at = max(SWEEP_FROM, 2 * len(self._keys))
 
 
@@ -202,9 +196,8 @@ def _int64(array: NDArray[Any]) -> NDArray[np.int64]:
     return np.require(array, np.int64, ["C", "A"])
 
 
-def _words(column: "pa.ChunkedArray") -> NDArray[np.int64]:
-    words = [np.empty(0, np.int64), *(chunk.flatten().to_numpy() for chunk in column.chunks)]
-    return np.concatenate(words).reshape(len(column), column.type.list_size)
+def _whole(column: "pa.ChunkedArray") -> "pa.Array[Any]":
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
 def warm_up() -> None:

@@ -1,7 +1,7 @@
 """Window values against DuckDB and against a plain model, and what must never change them: cuts, restarts, eviction."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import duckdb
@@ -360,6 +360,43 @@ def test_a_snapshot_of_another_definition_is_refused() -> None:
     snapshot = WindowState(view({60: 10}, 0)).snapshot()
     with pytest.raises(ValueError, match="another definition"):
         WindowState.restore(view({60: 10}, 5), snapshot)
+
+
+def test_a_snapshot_holds_the_tiles_that_have_values_and_nothing_for_the_others() -> None:
+    few, many = WindowState(view({600: 10}, 0, ["sum"])), WindowState(view({600: 10}, 0, ["sum"]))
+    apply(few, [(f"k{i}", 600, 1.0) for i in range(100)])
+    apply(many, [(f"k{i}", time, 1.0) for time in range(0, 600, 10) for i in range(100)])
+    words = [len(state.snapshot().column("ring_0").combine_chunks().values) for state in (few, many)]
+    header, cell = 2, 2  # newest tile and bitmap; count and sum
+    assert words == [100 * (header + cell), 100 * (header + 60 * cell)]
+
+
+def test_a_snapshot_may_come_in_pieces_and_without_any_row() -> None:
+    spec = view({60: 10}, 0)
+    state = WindowState(spec)
+    assert WindowState.restore(spec, state.snapshot()).snapshot().equals(state.snapshot(), check_metadata=True)
+    apply(state, [(f"k{i % 7}", i, float(i)) for i in range(50)])
+    whole = state.snapshot()
+    pieces = pa.concat_tables([whole.slice(start, 3) for start in range(0, whole.num_rows, 3)])
+    assert pieces.column("ring_0").num_chunks > 1
+    assert WindowState.restore(spec, pieces).snapshot().equals(whole, check_metadata=True)
+
+
+@pytest.mark.parametrize("change", [lambda row: row[:-1], lambda row: [*row, 0], lambda row: row[:1]])
+def test_a_row_of_a_snapshot_that_is_not_as_long_as_it_says_is_refused(
+    change: Callable[[list[int]], list[int]],
+) -> None:
+    spec = view({60: 10}, 0, ["sum"])
+    state = WindowState(spec)
+    apply(state, [("a", 5, 1.0), ("b", 15, 2.0)])
+    whole = state.snapshot()
+    at = whole.schema.get_field_index("ring_0")
+    first, second = whole.column("ring_0").to_pylist()
+    harmed = whole.set_column(
+        at, whole.schema.field(at), pa.array([first, change(second)], whole.schema.field(at).type)
+    )
+    with pytest.raises(ValueError, match="not of this window's form"):
+        WindowState.restore(spec, harmed)
 
 
 def test_an_empty_batch_changes_nothing() -> None:
