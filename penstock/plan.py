@@ -195,7 +195,7 @@ class StagePlan(Planned):
 class Plan(Planned):
     """One deployment of one pipeline."""
 
-    format: Literal[2] = FORMAT
+    format: Literal[2]
     pipeline: str
     source: str
     partitions: int

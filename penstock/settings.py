@@ -2,7 +2,8 @@
 test.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -177,6 +178,16 @@ def _wrong(error: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     field = Settings.model_fields[name]
     value = "" if SecretStr in (field.annotation, *get_args(field.annotation)) else f"={error['input']!r}"
     return f"{_place(name, given)}{value} is not allowed. Give {_allowed(field)}"
+
+
+def misspelt(environment: Iterable[str]) -> list[str]:
+    """A line for each variable that is nearly a setting and none: what it says would silently not be done."""
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    lines = []
+    for name in sorted(set(environment) - known):
+        if name.startswith(PREFIX) and (meant := get_close_matches(name, known, 1, 0.85)):
+            lines.append(f"{name} is no setting and changes nothing. Is {meant[0]} meant?")
+    return lines
 
 
 def _place(name: str, given: Mapping[str, Any]) -> str:

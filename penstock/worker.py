@@ -6,6 +6,7 @@ Imports no feast: a worker is ready within seconds. What a stage's own service n
 import ctypes
 import gc
 import logging
+import os
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
@@ -29,7 +30,7 @@ from penstock.pace import Pace
 from penstock.plan import AvroSchema, InputPlan, Plan, PlanError, StagePlan
 from penstock.recovery import IncompleteLogError
 from penstock.schemas.registry import ConfluentRegistry, UnknownSchemaId
-from penstock.settings import InvalidSettings, Settings
+from penstock.settings import InvalidSettings, Settings, misspelt
 from penstock.slots import Slot, SlotTaken
 from penstock.snapshots.files import SnapshotFiles, Store
 from penstock.snapshots.taking import Snapshots
@@ -85,6 +86,8 @@ def run(plan: Plan, name: str, settings: Settings) -> int:
     """Runs stage or worker ``name`` until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 it cannot go on."""
     logs.set_up(name, settings.slot, settings.log_level)
     _save_memory()
+    for line in misspelt(os.environ):
+        log.warning("%s", line)
     try:
         plan.stage(name)  # raises where the plan has none of that name, loop or not: nothing is to install then
         with Slot(settings.state_dir, plan.group(name), settings.slot):

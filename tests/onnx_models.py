@@ -9,6 +9,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from penstock import envelope
 from penstock.plan import (
+    FORMAT,
     ColumnPlan,
     EventPlan,
     InputPlan,
@@ -51,6 +52,7 @@ def plan(
         return TopicPlan(name=f"{pipeline}.{name}", value=value, partitions=1, compacted=compacted)
 
     return Plan(
+        format=FORMAT,
         pipeline=pipeline,
         source="tests",
         partitions=1,

@@ -47,7 +47,7 @@ AS_JSON = "penstock.as_json"
 
 class LazyGroup(TyperGroup):
     """Knows its commands by name and help; loads the one that is called. What goes wrong for a known reason is one line
-    on stderr, or with ``--json`` an object with ``error`` on stdout."""
+    on stderr, or with ``--json`` an object with ``error`` on stdout. Any other error keeps its traceback, on stderr."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         ctx.meta[AS_JSON] = "--json" in args
@@ -63,9 +63,11 @@ class LazyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:  # told apart below: what is not ours goes on as it is
-            if ctx.params["debug"] or not _is_told(error):
-                raise
             as_json, line = ctx.meta[AS_JSON], _line(error)
+            if ctx.params["debug"] or not _is_told(error):
+                if as_json and not type(error).__module__.startswith(("click", "typer")):  # an exit is no error
+                    typer.echo(json.dumps({"error": f"{type(error).__name__}: {line}"}))
+                raise
             typer.echo(json.dumps({"error": line}) if as_json else f"penstock: {line}", err=not as_json)
             raise typer.Exit(1) from None
 
@@ -100,10 +102,18 @@ app = typer.Typer(
 
 
 @app.callback()
-def main(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def main(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
     # pipelines are found from the folder where the command is called, as uvicorn finds an application
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
+    if context.invoked_subcommand != "run" and any(name.startswith("PENSTOCK_") for name in os.environ):
+        from penstock.settings import misspelt
+
+        for line in misspelt(os.environ):  # a worker's log says it
+            typer.echo(f"penstock: {line}", err=True)
 
 
 def _stand_in(name: str, text: str) -> None:

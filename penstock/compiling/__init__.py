@@ -13,6 +13,7 @@ from penstock.compiling.topics import chain, has_topic, stages, topics, value_sc
 from penstock.compiling.versions import schemas_in_force
 from penstock.feast.definitions import Definitions, read_definitions, service_hash, view_hash
 from penstock.plan import (
+    FORMAT,
     EventPlan,
     LabelPlan,
     ModelPlan,
@@ -51,6 +52,7 @@ def compile_pipeline(
     )
     _check_baseline(folder, service)
     return Plan(
+        format=FORMAT,
         pipeline=pipeline.name,
         source=source,
         partitions=pipeline.partitions,

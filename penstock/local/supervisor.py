@@ -230,7 +230,11 @@ class Supervisor:
         delay = min(FIRST_DELAY_S * 2 ** (recent - 1), LONGEST_DELAY_S) if recent else 0.0
         worker.due, worker.ready = now + delay, False
         when = f"in {delay:.1f} s" if delay else "at once"
-        self._tell(f"{worker.name} ended with exit code {code}; it starts again {when} (see {worker.log_path})")
+        why = last_said(worker.log_path) if code else None  # a signal leaves no last word
+        self._tell(
+            f"{worker.name} ended with exit code {code}; it starts again {when} (see {worker.log_path})"
+            + (f": {why}" if why else "")
+        )
 
 
 def run_command(worker: Worker, plan_path: Path) -> list[str]:
@@ -257,6 +261,20 @@ def tail(log_path: Path, lines: int = TAIL_LINES) -> str:
     except OSError as error:
         return f"({error})"
     return "\n".join(said) or "(it is empty)"
+
+
+def last_said(log_path: Path) -> str | None:
+    """The message of the last line that says an error; None where there is none."""
+    for line in reversed(tail(log_path).splitlines()):
+        try:
+            said = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            if line.startswith("penstock: "):
+                return line.removeprefix("penstock: ")
+            continue
+        if isinstance(said, dict) and said.get("level") in ("ERROR", "CRITICAL"):
+            return str(said["message"])
+    return None
 
 
 def _why_not(worker: Worker) -> str:

@@ -23,7 +23,7 @@ from penstock.cli.app import app
 from penstock.dead.sending import Record, ReplayStopped, Sender
 from penstock.dead_letter import RawRow, dead_letter, shortened
 from penstock.local.resolve import BrokerHandle
-from penstock.plan import EventPlan, InputPlan, MonitorPlan, Plan, SchemaPlan, ServicePlan, StagePlan, TopicPlan
+from penstock.plan import FORMAT, EventPlan, InputPlan, MonitorPlan, Plan, SchemaPlan, ServicePlan, StagePlan, TopicPlan
 from penstock.records import Header, Partition, Reason
 from penstock.settings import Settings
 from penstock.topics import admin_client, create_topics, topic_specs
@@ -90,6 +90,7 @@ def plan_of(name: str) -> Plan:
         topic=f"{name}.raw", format="raw", value=schema("raw", 1, ORDER), event_time="at", max_bytes=10_000, future_ms=0
     )
     return Plan(
+        format=FORMAT,
         pipeline=name,
         source="here:pipeline",
         partitions=2,

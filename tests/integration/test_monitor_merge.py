@@ -24,6 +24,7 @@ from penstock.local.resolve import BrokerHandle
 from penstock.models.manifest import PROFILE_FILE, Manifest
 from penstock.models.registry import ModelRegistry
 from penstock.plan import (
+    FORMAT,
     ColumnPlan,
     EventPlan,
     InputPlan,
@@ -66,6 +67,7 @@ def make_plan(prefix: str) -> Plan:
     profiles, alerts, features = f"{prefix}.profiles", f"{prefix}.alerts", f"{prefix}.features"
     row = SchemaPlan(subject=f"{features}-value", id=9, avro={})
     return Plan(
+        format=FORMAT,
         pipeline=prefix,
         source="test:pipeline",
         partitions=PARTITIONS,

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from penstock import envelope
 from penstock.plan import (
+    FORMAT,
     AggregationPlan,
     ColumnPlan,
     EventPlan,
@@ -140,6 +141,7 @@ def plan(lateness_ms: int = 5 * MINUTE, feature_store: str | None = None) -> Pla
     values |= dict(zip(view_topics, view_schemas, strict=True))
     declared = {"type": "record", "name": "Visit", "fields": DECLARED}
     return Plan(
+        format=FORMAT,
         pipeline="shops",
         source="tests",
         partitions=2,

@@ -310,6 +310,17 @@ def test_an_error_in_the_users_own_code_keeps_its_traceback(tmp_path: Path, monk
     (tmp_path / "broken_pipeline.py").write_text("1 / 0\n")
     failed = CliRunner().invoke(app, ["plan", "broken_pipeline:pipeline"])
     assert isinstance(failed.exception, ZeroDivisionError)
+    assert failed.stdout == ""
+    asked = CliRunner().invoke(app, ["check", "broken_pipeline:pipeline", "--json"])
+    assert isinstance(asked.exception, ZeroDivisionError)
+    assert json.loads(asked.stdout) == {"error": "ZeroDivisionError: division by zero"}
+
+
+def test_a_variable_that_is_nearly_a_setting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_MAX_BATCHROWS", "3")
+    told = CliRunner().invoke(app, ["plan", "no_such_module:pipeline", "--json"])
+    assert "PENSTOCK_MAX_BATCHROWS is no setting and changes nothing. Is PENSTOCK_MAX_BATCH_ROWS meant?" in told.stderr
+    assert set(json.loads(told.stdout)) == {"error"}
 
 
 def test_the_folder_of_the_call_is_on_the_path(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from penstock_monitor.references import References
 from penstock_monitor.stage import MonitorStage
 
-from penstock.plan import ColumnPlan, EventPlan, LabelPlan, ModelPlan, MonitorPlan, Plan, ServicePlan
+from penstock.plan import FORMAT, ColumnPlan, EventPlan, LabelPlan, ModelPlan, MonitorPlan, Plan, ServicePlan
 from penstock.profiles.ranking import auc, auc_of_counts
 from penstock.profiles.reference import ReferenceProfile
 from penstock.profiles.rows import SCHEMA, ProfileRow, from_arrow
@@ -33,6 +33,7 @@ OUTCOMES = pa.schema(
 
 def plan(*, model: bool = True) -> Plan:
     return Plan(
+        format=FORMAT,
         pipeline="p",
         source="test:p",
         partitions=2,

@@ -14,7 +14,7 @@ from penstock import topics
 from penstock.dead.topics import reading
 from penstock.local.supervisor import environment_of
 from penstock.models import control_topic
-from penstock.settings import InvalidSettings, Settings
+from penstock.settings import InvalidSettings, Settings, misspelt
 from penstock.transport import clients, transactions
 from tests.onnx_models import plan
 
@@ -47,6 +47,11 @@ def test_the_environment_is_read_and_the_name_that_other_tools_use_too(monkeypat
     monkeypatch.setenv("PENSTOCK_GUARANTEE", "at_most_once")
     with pytest.raises(InvalidSettings, match="exactly_once"):
         Settings()
+
+
+def test_what_is_nearly_a_setting_is_told_and_what_is_none_at_all_is_not() -> None:
+    names = ("PENSTOCK_GARANTEE", "PENSTOCK_SLOT", "PENSTOCK_INGEST_SERVICE_HOST", "GUARANTEE", "PENSTOCK_")
+    assert misspelt(names) == ["PENSTOCK_GARANTEE is no setting and changes nothing. Is PENSTOCK_GUARANTEE meant?"]
 
 
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,24 @@ def test_a_worker_that_keeps_falling_is_given_up_with_the_end_of_its_log(
         supervisor.wait_ready(60.0)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "print(json.dumps({'level': 'ERROR', 'message': 'no such folder'}), flush=True); print('more', flush=True)",
+        "print('penstock: no such folder', flush=True)",
+    ],
+)
+def test_what_a_worker_said_last_is_told_with_its_end(one_stage: Plan, tmp_path: Path, said: str) -> None:
+    told: list[str] = []
+    script = f"import json, sys; {said}; sys.exit(3)"
+    with supervise(one_stage, tmp_path, script, tell=told.append) as supervisor:
+        deadline = time.monotonic() + 20
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.05)
+        log = supervisor.workers[0].log_path
+    assert told[0].endswith(f"ended with exit code 3; it starts again at once (see {log}): no such folder")
+
+
 def test_what_is_not_ready_in_time_is_named_with_its_reason(one_stage: Plan, tmp_path: Path) -> None:
     with (
         supervise(one_stage, tmp_path, WAITS) as supervisor,

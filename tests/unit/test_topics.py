@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from penstock.cli.app import app
 from penstock.local.resolve import BrokerHandle
 from penstock.plan import (
+    FORMAT,
     AggregationPlan,
     EventPlan,
     InputPlan,
@@ -59,6 +60,7 @@ def plan_of(name: str, window_ms: int = HOUR_MS, horizon_ms: int = 0, max_bytes:
     )
     label = LabelPlan(avro=schema, id=1, subject="s", key="k", value="v", timestamp="at", horizon_ms=horizon_ms)
     return Plan(
+        format=FORMAT,
         pipeline=name,
         source="here:pipeline",
         partitions=2,
