@@ -334,16 +334,18 @@ def test_what_came_with_the_raw_record_is_in_the_event(changes: dict[str, Any], 
     assert judged(log, None).findings == {"altered": 1}
 
 
-def test_a_note_of_a_drop_names_its_event(log: Whole) -> None:
-    note = {"stage": "s", "reason": "closed", "message": "", "topic": "t.features", "partition": 0, "offset": 1}
+@pytest.mark.parametrize(("changes", "found"), [
+    ({}, {}), ({"event_id": "e2"}, {"mistaken": 1}),
+    ({"offset": 2}, {"mistaken": 1}), ({"partition": 1}, {"mistaken": 1}),
+    ({"topic": "t.events", "offset": 0}, {"mistaken": 1}), ({"topic": "t.bx.shop"}, {"mistaken": 1}),
+])  # fmt: skip
+def test_a_note_of_a_drop_names_its_event(changes: dict[str, Any], found: dict[str, int], log: Whole) -> None:
     for suffix in ("features", "predictions", "outcomes"):
         log.drop(suffix, 1)
-    log.add("dropped", b"b", encoded("dropped", note | {"event_id": "e1", "origin_partition": 0, "origin_offset": 1}))
-    assert judged(log, None).findings == {}
-    log.replace(
-        "dropped", 0, value=encoded("dropped", note | {"event_id": "e2", "origin_partition": 0, "origin_offset": 1})
-    )
-    assert judged(log, None).findings == {"mistaken": 1}
+    note = {"stage": "s", "reason": "closed", "message": "", "topic": "t.by.shop", "partition": 0, "offset": 1}
+    note |= {"event_id": "e1", "origin_partition": 0, "origin_offset": 1}
+    log.add("dropped", b"b", encoded("dropped", note | changes))
+    assert judged(log, None).findings == found
 
 
 def test_the_command_takes_the_folder_of_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

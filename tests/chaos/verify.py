@@ -51,6 +51,7 @@ class Verifier:
         self._copies = Copies(pipeline, declared.deduplicate_ms, find)
         self._carried = None if declared.event is None else Carried(pipeline, schemas, declared, find)
         self._outcomes = Outcomes(schemas, declared, find)
+        self._notes: dict[str, list[tuple[Place, Place, Place]]] = {}
         self._scores = None if models is None or declared.model is None else Scores(models, declared.model, find)
         has = {topic.removeprefix(f"{pipeline}.") for topic in schemas.topics if topic.startswith(f"{pipeline}.")}
         # the lock is written in the order of the chain
@@ -73,8 +74,11 @@ class Verifier:
         fates, label_fates = self._letters.fates()
         self._read_dropped(fates, label_fates)
         before: dict[Place, Place] = {place: place for place in raw}
+        self._judge_notes("raw", before)
+        self._judge_notes("labels", {place: place for place in labels})
         for suffix in self._chain:
             before = self._follow(suffix, self._origins(suffix), before)
+            self._judge_notes(suffix, before)
         self._read_views()
         if self._predicts:
             before = self._follow("predictions", self._predictions(), before)
@@ -88,6 +92,8 @@ class Verifier:
         self._copies.judge(fates)
         self._judge("labels", labels, label_fates)
         self._letters.settle()
+        for suffix, notes in self._notes.items():
+            self._verdict.find("mistaken", f"dropped{at(notes[0][0])} is of {suffix}, which nothing is of", len(notes))
         self._judge_scores()
         return self._verdict
 
@@ -125,7 +131,16 @@ class Verifier:
             known = None if self._carried is None or of_label else self._carried.event_id(origin)
             if None not in (known, row["event_id"]) and known != row["event_id"]:
                 self._verdict.find("mistaken", f"dropped{at(place)} is {row['event_id']!r}, raw{at(origin)} {known!r}")
+            if "partition" in row:
+                told = place, (row["partition"], row["offset"]), origin
+                self._notes.setdefault(row["topic"].removeprefix(f"{self._name}."), []).append(told)
             (labels if of_label else raw)[origin] += 1
+
+    def _judge_notes(self, suffix: str, here: Mapping[Place, Place]) -> None:
+        """What was dropped lies where its note says that the stage read it. ``here``: by origin."""
+        for place, read, origin in self._notes.pop(suffix, ()):
+            if here.get(origin, read) != read:
+                self._verdict.find("mistaken", f"dropped{at(place)} says {suffix}{at(read)}, not {at(here[origin])}")
 
     def _origins(self, suffix: str) -> Iterator[tuple[Record, Place]]:
         """Rows of the chain and where they are from; they pass by all who look at them."""
