@@ -55,8 +55,8 @@ class KafkaLog:
                     deadline = time.monotonic() + self._timeout
                     error = message.error()
                     if error is None:
-                        headers = message.headers() or []
-                        yield Record(message.partition(), message.offset(), message.key(), message.value(), headers)
+                        place, headers = (message.partition(), message.offset()), message.headers() or []
+                        yield Record(*place, message.key(), message.value(), headers, message.timestamp()[1])
                     elif error.code() == KafkaError._PARTITION_EOF:
                         # the end of what is committed: behind it there are markers, or what unstable() will tell
                         unread.discard(message.partition())

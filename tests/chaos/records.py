@@ -1,7 +1,7 @@
 """What the verifier reads: committed records, and the schemas of a pipeline's lock to decode them with."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from io import BytesIO
 from typing import Any, NamedTuple, Protocol
 
@@ -10,14 +10,23 @@ import fastavro
 Place = tuple[int, int]
 """Partition and offset."""
 Headers = list[tuple[str, bytes | None]]
+Find = Callable[[str, str], None]
+"""Takes a kind of finding and what was found."""
+
+
+def at(place: Place) -> str:
+    return f"/{place[0]}@{place[1]}"
 
 
 class Record(NamedTuple):
+    """``timestamp``: ms since epoch, where it is known."""
+
     partition: int
     offset: int
     key: bytes | None
     value: bytes | None
     headers: Headers = []  # noqa: RUF012  # never changed
+    timestamp: int | None = None
 
 
 class Log(Protocol):

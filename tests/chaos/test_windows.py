@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from penstock.windows.spec import ViewSpec
 from penstock.windows.state import WindowState
-from tests.chaos.declared import Declared, declared
+from tests.chaos.declared import Declared, Input, Model, declared
 from tests.chaos.records import Schemas
 from tests.chaos.test_verify import ENVELOPE, MemoryLog, headers_of
 from tests.chaos.test_verify import LOCK as OTHERS
@@ -35,7 +35,7 @@ def answers(view: View, rows: Sequence[tuple[Any, int, float | None]]) -> list[t
     """What a partition's rows of (key, event time, x) get."""
     windows, found = Windows(view), []
     for offset, (key, time, x) in enumerate(rows):
-        windows.read((0, offset), (0, offset), {"_event_time": time, view.key: key, "x": x})
+        windows.read((0, offset), (0, offset), {"_event_id": "", "_event_time": time, view.key: key, "x": x})
         found.append(windows._by_origin[0, offset])
     return found
 
@@ -96,7 +96,7 @@ CARD = {"name": "card", "type": ["null", "string"]}
 SUM, COUNT = {"name": "s", "type": ["null", "double"]}, {"name": "n", "type": ["null", "long"]}
 FIELDS: dict[str, list[Any]] = {
     "events": [*ENVELOPE, TIME, CARD, {"name": "x", "type": ["null", "double"]}],
-    "view.spending": [{"name": "_offset", "type": "long"}, CARD, SUM, COUNT],
+    "view.spending": [ENVELOPE[0], TIME, {"name": "_offset", "type": "long"}, CARD, SUM, COUNT],
     "features": [*ENVELOPE, SUM, COUNT],
     "dropped": json.loads(OTHERS[-1])["schema"]["fields"],
 }
@@ -104,6 +104,19 @@ LOCK = [
     json.dumps({"subject": f"t.{n}-value", "schema": {"type": "record", "name": f"r{i}", "fields": fields}})
     for i, (n, fields) in enumerate(FIELDS.items())
 ]
+
+
+def encoded(suffix: str, **row: object) -> bytes:
+    stream = BytesIO()
+    number = list(FIELDS).index(suffix)
+    schema = json.loads(LOCK[number])["schema"]
+    fastavro.schemaless_writer(stream, fastavro.parse_schema(schema, named_schemas={}), row)
+    return b"\0" + (number + 1).to_bytes(4, "big") + stream.getvalue()
+
+
+def viewed(offset: int, time: int, **row: object) -> bytes:
+    """A row of the view, of the event that is at this offset."""
+    return encoded("view.spending", **({"_event_id": str(offset), "_event_time": time, "_offset": offset} | row))
 
 
 class Served(MemoryLog):
@@ -117,17 +130,10 @@ class Served(MemoryLog):
             names = {"_event_id": str(offset), "_origin_partition": 0, "_origin_offset": offset}
             key = None if card is None else card.encode()
             self.add("raw", b"producer", b"{}")
-            self.add("events", key, self.encoded("events", **names, _event_time=time, card=card, x=x))
+            self.add("events", key, encoded("events", **names, _event_time=time, card=card, x=x))
             if card is not None:
-                self.add("view.spending", key, self.encoded("view.spending", _offset=offset, card=card, s=total, n=n))
-            self.add("features", key, self.encoded("features", **names, s=total, n=n))
-
-    def encoded(self, suffix: str, **row: object) -> bytes:
-        stream = BytesIO()
-        number = list(FIELDS).index(suffix)
-        schema = json.loads(LOCK[number])["schema"]
-        fastavro.schemaless_writer(stream, fastavro.parse_schema(schema, named_schemas={}), row)
-        return b"\0" + (number + 1).to_bytes(4, "big") + stream.getvalue()
+                self.add("view.spending", key, viewed(offset, time, card=card, s=total, n=n))
+            self.add("features", key, encoded("features", **names, s=total, n=n))
 
     def findings(self) -> dict[str, int]:
         verdict = verify("t", Schemas("t", LOCK), self, Declared((VIEW,)))
@@ -142,7 +148,7 @@ def test_windows_that_are_the_logs_pass() -> None:
 
 def features(log: Served, place: int, **changes: Any) -> None:
     names = {"_event_id": str(place), "_origin_partition": 0, "_origin_offset": place}
-    log.replace("features", place, value=log.encoded("features", **({**names, "s": 7.0, "n": 3} | changes)))
+    log.replace("features", place, value=encoded("features", **({**names, "s": 7.0, "n": 3} | changes)))
 
 
 @pytest.mark.parametrize("changes", [{"s": 7.001}, {"n": 4}, {"s": None}])
@@ -185,7 +191,7 @@ def quarantined() -> Served:
         for name, value in headers_of("t.events", 0, 1, "features.card", None)
     ]
     log.add("dead", event.key, event.value, headers=why)
-    log.replace("view.spending", 1, value=log.encoded("view.spending", _offset=3, card="a", s=5.0, n=2))
+    log.replace("view.spending", 1, value=viewed(3, 59, card="a", s=5.0, n=2))
     features(log, 2, s=5.0, n=2, _event_id="3", _origin_offset=3)
     return log
 
@@ -202,13 +208,14 @@ def test_a_window_that_holds_what_was_never_decoded_is_found() -> None:
 
 def test_a_row_that_was_never_decoded_is_not_in_the_view() -> None:
     log = quarantined()
-    log.add("view.spending", b"a", log.encoded("view.spending", _offset=1, card="a", s=3.0, n=2))
+    log.add("view.spending", b"a", viewed(1, 12, card="a", s=3.0, n=2))
     assert verify("t", Schemas("t", LOCK), log, Declared((VIEW,))).findings == {"wrong window": 1}
 
 
-def test_a_corrupted_row_of_the_view_is_found() -> None:
+@pytest.mark.parametrize("changes", [{"n": 2}, {"_event_id": "4"}, {"_event_time": 60}, {"card": "b"}])
+def test_a_corrupted_row_of_the_view_is_found(changes: dict[str, Any]) -> None:
     log = Served()
-    log.replace("view.spending", 2, value=log.encoded("view.spending", _offset=3, card="a", s=7.0, n=2))
+    log.replace("view.spending", 2, value=viewed(3, 59, **({"card": "a", "s": 7.0, "n": 3} | changes)))
     assert log.findings() == {"wrong window": 1}
 
 
@@ -221,22 +228,40 @@ def test_a_plan_declares_the_views(tmp_path: Path) -> None:
         {"views": [], "inputs": [], "next_key": None},
         {"views": ["spending"], "inputs": [{"topic": "t.events"}], "next_key": "shop", "outputs": ["t.by.shop", "t.x"]},
     ]
+    event = {"key": "card", "event_id": "id", "deduplicate_ms": 1000, "avro": {"fields": []}, "timestamp": "at"}
+    columns = [{"name": "s", "type": ["null", "double"]}, {"name": "shop", "type": "string"}]
+    model = {"name": "m", "task": "binary", "threshold": 0.5, "fallback": None}
     plan = {
         "pipeline": "t",
         "views": [{**view, "aggregations": aggregations, "key_bytes": 8}],
         "stages": stages,
-        "event": {"key": "card", "event_id": "id", "deduplicate_ms": 1000},
+        "event": event,
+        "label": {"key": "id", "value": "late", "timestamp": "then", "avro": {"fields": []}},
         "when": {"function": "f:f", "otherwise": "closed"},
+        "on_demand": [{"outputs": [{"name": "twice"}]}],
+        "service": {"columns": columns},
+        "model": model,
+        "monitors": {"baseline": "s"},
     }
     file.write_text(json.dumps(plan))
     keys = {"events": "card", "by.shop": "shop"}
-    assert declared(file) == Declared((VIEW,), keys, "id", frozenset({"probe", "closed", "duplicate"}))
+    assert declared(file) == Declared(
+        (VIEW,), keys, "id", frozenset({"probe", "closed", "duplicate"}), Input({"fields": []}, "at"),
+        Input({"fields": []}, "then", "id", "late"),
+        Model("m", "binary", 0.5, None, ("s", "shop"), frozenset({"shop"})),
+        frozenset({"s", "n", "twice"}), "s", 1000,
+    )  # fmt: skip
     file.write_text("{}")
     with pytest.raises(ValueError, match="no plan with views"):
         declared(file)
 
 
-PLAN = Declared((VIEW,), {"events": "card"}, "id", frozenset({"closed"}))
+EVENT = {
+    "type": "record",
+    "name": "Event",
+    "fields": [{"name": "id", "type": "string"}, {"name": "at", "type": "long"}],
+}
+PLAN = Declared((VIEW,), {"events": "card"}, "id", frozenset({"closed"}), Input(EVENT, "at"))
 
 
 def identified() -> Served:
@@ -244,12 +269,12 @@ def identified() -> Served:
     log = Served()
     log.add("raw", b"producer", b"")
     for offset, record in enumerate(log.topics["t.raw"]):
-        log.replace("raw", offset, value=json.dumps({"id": str(offset)}).encode())
+        log.replace("raw", offset, value=json.dumps({"id": str(offset), "at": [5, 12, 13, 59, 60][offset]}).encode())
         assert record.offset == offset
     names = {"_event_id": "4", "_origin_partition": 0, "_origin_offset": 4}
-    log.add("events", b"b", log.encoded("events", **names, _event_time=60, card="b", x=1.0))
-    log.add("view.spending", b"b", log.encoded("view.spending", _offset=4, card="b", s=1.0, n=1))
-    log.add("dropped", b"b", log.encoded("dropped", **DROP, reason="closed"))
+    log.add("events", b"b", encoded("events", **names, _event_time=60, card="b", x=1.0))
+    log.add("view.spending", b"b", viewed(4, 60, card="b", s=1.0, n=1))
+    log.add("dropped", b"b", encoded("dropped", **DROP, reason="closed"))
     return log
 
 
@@ -264,7 +289,7 @@ MISTAKES: dict[str, tuple[Callable[[Served], object], dict[str, int]]] = {
     "a key is missing": (lambda log: log.replace("events", 1, key=None), {"mistaken": 1}),
     "a key is another's": (lambda log: log.replace("events", 1, key=b"b"), {"mistaken": 1}),
     "an event is dropped for no good reason": (
-        lambda log: log.replace("dropped", 0, value=log.encoded("dropped", **DROP, reason="felt like it")),
+        lambda log: log.replace("dropped", 0, value=encoded("dropped", **DROP, reason="felt like it")),
         {"unattributed": 1},
     ),
     "nobody can say which event it was": (lambda log: log.replace("raw", 1, value=b"[" * 100_000), {}),

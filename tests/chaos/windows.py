@@ -58,6 +58,7 @@ class Windows:
         self._watermark: dict[int, int] = {}
         self._by_origin: dict[Place, Features] = {}
         self._by_place: dict[Place, Features] = {}
+        self._rows: dict[Place, tuple[str, int, Any]] = {}
         self.checked = self.late = 0
 
     def read(self, place: Place, origin: Place, row: Mapping[str, Any], *, copy: bool = False) -> None:
@@ -79,6 +80,7 @@ class Windows:
         insort(rows, here)
         found = tuple(self._window(rows, here, watermark, a) for a in self.view.aggregations)
         self._by_origin[origin] = self._by_place[place] = found
+        self._rows[place] = row["_event_id"], time, key
 
     def _window(
         self,
@@ -119,8 +121,11 @@ class Windows:
             if expected is None:
                 why = "a second time" if place in self._by_place else "of a row that its input does not have"
                 find(f"{self.view.topic}/{partition}@{offset} is {why}: {place[0]}@{place[1]}")
-            else:
-                self._compare(expected, row, find)
+                continue
+            self._compare(expected, row, find)
+            event = row["_event_id"], milliseconds(row["_event_time"]), row[self.view.key]
+            if event != self._rows[place]:
+                find(f"{self.view.topic}/{partition}@{offset} is of {event}, the log says {self._rows[place]}")
         for partition, offset in left.keys() - set(dead):
             find(f"{self.view.topic} has no row of {self.view.reads}/{partition}@{offset}")
 

@@ -233,7 +233,8 @@ class World:
 
     def verdict(self, log: Log | None = None) -> Verdict:
         log = log or KafkaLog(self.bootstrap)
-        return verify(self.name, self.schemas, log, declared(self.folder / "plan.json"))
+        plan, models = declared(self.folder / "plan.json"), Path(self.settings.models_url)
+        return verify(self.name, self.schemas, log, plan, models)
 
     def check(self) -> dict[str, int]:
         """The verifier's counts, after it found nothing, and all that was sent was there."""

@@ -55,9 +55,12 @@ def test_every_event_has_one_fate_and_keeps_its_order(world: World) -> None:
 
 def test_the_command_of_the_verifier_agrees(world: World) -> None:
     command = [sys.executable, "-m", "tests.chaos.verify", world.bootstrap, world.name, "--lock", str(world.lock)]
+    command += ["--plan", str(world.folder / "plan.json"), "--models", world.settings.models_url]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout)["raw"] == sum(event.topic == "raw" for event in world.events)
+    counts = json.loads(done.stdout)
+    assert counts["raw"] == sum(event.topic == "raw" for event in world.events)
+    assert counts["scores"] == counts["predictions"]
 
 
 def test_a_prediction_is_what_the_model_says_of_the_row_in_the_features(world: World) -> None:
