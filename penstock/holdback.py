@@ -56,17 +56,18 @@ class Holdback:
 
     def _behind(self, empty: Mapping[Partition, Position], elsewhere: set[Partition]) -> tuple[list[int], int]:
         """The watermarks of those that have more in the log, and the largest of all. ``empty``: own ones that were
-        read to an end, which has moved when a transaction became visible in all partitions and is fetched one by one.
+        read to an end. What is not committed yet is more too: a transaction becomes visible in one partition after the
+        other, and whoever saw the first would run ahead of the last.
         """
-        behind, furthest = [], NO_TIME
-        for partition, at in empty.items():
-            furthest = max(furthest, at.watermark)
-            if at.offset < self._transport.bounds(partition)[1]:
-                behind.append(at.watermark)
+        if not empty and not elsewhere:
+            return [], NO_TIME
+        ends = self._transport.ends([*empty, *elsewhere])
+        behind = [at.watermark for partition, at in empty.items() if at.offset < ends[partition]]
+        furthest = max((at.watermark for at in empty.values()), default=NO_TIME)
         for partition, committed in (self._transport.committed(elsewhere) if elsewhere else {}).items():
-            low, high = self._transport.bounds(partition)
-            at = committed or Position(low)  # nothing is known of it until its worker has seen its first row
+            # nothing is known of it until its worker has seen its first row
+            at = committed or Position(self._transport.bounds(partition)[0])
             furthest = max(furthest, at.watermark)
-            if at.offset + 1 < high:  # + 1: a marker is no lag
+            if at.offset + 1 < ends[partition]:  # + 1: a marker is no lag
                 behind.append(at.watermark)
         return behind, furthest

@@ -21,12 +21,14 @@ from penstock.settings import refused
 from penstock.transport.descriptions import Descriptions
 from penstock.transport.librdkafka import (
     ASSIGN_PARTITIONS,
+    END,
     ERRONEOUS_STATE,
     NO_ERROR,
     ON_DELIVERY,
     ON_ERROR,
     ON_LOG,
     ON_REBALANCE,
+    TIMED_OUT,
     Content,
     KafkaFault,
     Metadata,
@@ -35,6 +37,7 @@ from penstock.transport.librdkafka import (
     check,
     check_error,
     content_of,
+    elements,
     listed,
     named,
     places_of,
@@ -185,6 +188,25 @@ class Consumer(_Client):
         low, high = c_int64(), c_int64()
         check(rd.query_watermark_offsets(self.handle, topic.encode(), partition, byref(low), byref(high), _ms(wait_s)))
         return low.value, high.value
+
+    def ends(self, places: Iterable[Place], wait_s: float) -> list[Place]:
+        """The end offsets, behind what is not committed yet too."""
+        queue = rd.queue_new(self.handle)
+        try:
+            with listed(Place(place.topic, place.partition, END) for place in places) as them:
+                rd.ListOffsets(self.handle, them, None, queue)
+            event = rd.queue_poll(queue, _ms(wait_s))
+            check(rd.event_error(event) if event else TIMED_OUT)
+            try:
+                told = elements(rd.ListOffsets_result_infos, rd.event_ListOffsets_result(event))
+                found = [rd.ListOffsetsResultInfo_topic_partition(info).contents for info in told]
+                for each in found:
+                    check(each.err)
+                return [Place(each.topic.decode(), each.partition, each.offset) for each in found]
+            finally:
+                rd.event_destroy(event)
+        finally:
+            rd.queue_destroy(queue)
 
     def known_high(self, topic: str, partition: int) -> int | None:
         """The end offset as the last fetch heard it."""

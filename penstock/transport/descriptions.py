@@ -7,12 +7,11 @@ the connection to the group's coordinator ends meanwhile (librdkafka's issue 460
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from ctypes import POINTER, byref, c_char_p, c_size_t, string_at
+from ctypes import POINTER, byref, c_char_p, string_at
 from dataclasses import dataclass
-from typing import Any
 
 from penstock.records import Partition
-from penstock.transport.librdkafka import DESCRIBED_TOPICS, NO_ERROR, Groups, rd
+from penstock.transport.librdkafka import DESCRIBED_TOPICS, NO_ERROR, Groups, elements, rd
 
 GROUP_MS = 500
 """How long the group is waited for; a cluster with a broker that is down takes all of it."""
@@ -99,16 +98,10 @@ def _assigned(content: bytes) -> frozenset[Partition]:
     return frozenset(found)
 
 
-def _listed(listing: Any, of: int) -> list[int]:
-    size = c_size_t()
-    found = listing(of, byref(size))
-    return [int(found[i]) for i in range(size.value)]
-
-
 def _counts(result: int) -> Counts:
     counts = {}
-    for topic in _listed(rd.DescribeTopics_result_topics, result):
+    for topic in elements(rd.DescribeTopics_result_topics, result):
         if rd.error_code(rd.TopicDescription_error(topic)) == NO_ERROR:
             name: bytes = rd.TopicDescription_name(topic)
-            counts[name.decode()] = len(_listed(rd.TopicDescription_partitions, topic))
+            counts[name.decode()] = len(elements(rd.TopicDescription_partitions, topic))
     return Counts(counts)

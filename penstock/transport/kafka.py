@@ -225,6 +225,11 @@ class KafkaTransport:
         with _asking(f"the ends of {partition}"):
             return self._consumer.bounds(partition.topic, partition.number, ANSWER_S)
 
+    def ends(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        with _asking("the ends of partitions"):
+            found = self._consumer.ends([Place(p.topic, p.number) for p in partitions], ANSWER_S)
+        return {Partition(place.topic, place.partition): place.offset for place in found}
+
     def high(self, partition: Partition) -> int | None:
         return self._consumer.known_high(partition.topic, partition.number)
 

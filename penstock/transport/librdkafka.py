@@ -6,7 +6,7 @@ Only what ``clients.py`` and ``messages.py`` call is declared, with the names of
 import ctypes
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from confluent_kafka import cimpl
 NO_ERROR = 0
 PARTITION_EOF, QUEUE_FULL, FATAL, FENCED = -191, -184, -150, -144
 ASSIGN_PARTITIONS, ERRONEOUS_STATE, NO_OFFSET = -175, -172, -1001
+TIMED_OUT, END = -185, -1
 MSG_SIZE_TOO_LARGE, TOPIC_AUTHORIZATION_FAILED, GROUP_AUTHORIZATION_FAILED = 10, 29, 30
 RECORD_LIST_TOO_LARGE, INVALID_TIMESTAMP, INVALID_MSG, INVALID_PRODUCER_EPOCH = 18, 32, 2, 47
 INVALID_TRANSACTION_TIMEOUT = 50
@@ -243,6 +244,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "TopicDescription_name": (c_char_p, _P),
     "TopicDescription_error": (_P, _P),
     "TopicDescription_partitions": (_N, _P, POINTER(c_size_t)),
+    "ListOffsets": (None, _P, _L, _P, _P),
+    "event_ListOffsets_result": (_P, _P),
+    "ListOffsets_result_infos": (_N, _P, POINTER(c_size_t)),
+    "ListOffsetsResultInfo_topic_partition": (POINTER(TopicPartition), _P),
     "list_groups": (_I, _P, c_char_p, POINTER(POINTER(Groups)), _I),
     "group_list_destroy": (None, POINTER(Groups)),
 }
@@ -331,6 +336,13 @@ def places_of(listed: Any) -> list[Place]:
         text = metadata.rstrip(b"\0").decode() or None
         found.append(Place(entry.topic.decode(), entry.partition, entry.offset, text))
     return found
+
+
+def elements(listing: Any, of: int) -> list[int]:
+    """The objects that ``listing``, a function of a result and a count, lists of the result ``of``."""
+    size = c_size_t()
+    found = listing(of, byref(size))
+    return [int(found[i]) for i in range(size.value)]
 
 
 def named(listed: Any) -> list[Place]:

@@ -214,6 +214,9 @@ class MemoryTransport:
     def bounds(self, partition: Partition) -> tuple[int, int]:
         return 0, len(self.broker.logs[partition.topic][partition.number])
 
+    def ends(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        return {partition: self.bounds(partition)[1] for partition in partitions}
+
     def high(self, partition: Partition) -> int | None:
         return self.bounds(partition)[1]
 

@@ -119,7 +119,11 @@ class Transport(Protocol):
         """What the group has committed, by any member."""
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
-        """First offset still in the log, and the end offset."""
+        """First offset still in the log, and the end offset of what is committed."""
+
+    def ends(self, partitions: Iterable[Partition]) -> Mapping[Partition, int]:
+        """The end offsets, behind what is not committed yet too: a transaction becomes visible in one partition after
+        the other."""
 
     def high(self, partition: Partition) -> int | None:
         """The end offset as last heard, without asking; None when nothing was heard yet."""

@@ -31,7 +31,7 @@ from penstock.snapshots.files import SnapshotFiles
 from penstock.snapshots.taking import Snapshots
 from penstock.stage import Stage
 from penstock.transport import messages
-from penstock.transport.protocol import Fenced, Polled, Position, TransactionAborted, Transport
+from penstock.transport.protocol import Fenced, Polled, Position, TransactionAborted, Transport, Unavailable
 from tests.contract.worlds import KafkaWorld, MemoryWorld, Recorder, World
 
 pytestmark = pytest.mark.kafka
@@ -50,6 +50,13 @@ def kafka(
 def world(request: pytest.FixtureRequest) -> World:
     found: World = MemoryWorld() if request.param == "memory" else request.getfixturevalue("kafka")
     return found
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def drain(
@@ -96,6 +103,29 @@ def test_a_commit_makes_rows_and_positions_visible_together(world: World) -> Non
     transport.commit({Partition(source, 0): Position(2, 77)})
     assert [(key, value) for _, key, value, _ in world.rows(target)] == [(b"k", b"a"), (b"text", b"b")]
     assert transport.committed([Partition(source, 0)]) == {Partition(source, 0): Position(2, 77)}
+
+
+def test_the_ends_of_partitions_are_asked_for_together(world: World) -> None:
+    topic = world.topic("in", 3)
+    world.append(topic, [(f"k{i}".encode(), b"v") for i in range(50)])
+    transport = world.transport("g")
+    partitions = [Partition(topic, number) for number in range(3)]
+    wait_for(lambda: sum(transport.ends(partitions).values()) >= 50)
+    assert transport.ends(partitions) == {partition: transport.bounds(partition)[1] for partition in partitions}
+
+
+def test_an_end_lies_behind_what_an_open_transaction_has_written(kafka: KafkaWorld) -> None:
+    source, target = kafka.topic("in"), Partition(kafka.topic("out"), 0)
+    transport = kafka.transport("g")
+    transport.subscribe([source], Recorder())
+    transport.send(target.topic, [b"a", b"b"], [b"1", b"2"])
+    wait_for(lambda: transport.ends([target])[target] == 2)
+    assert transport.bounds(target) == (0, 0)
+    transport.commit({})
+    wait_for(lambda: transport.bounds(target) == (0, 3))  # behind the marker
+    assert transport.ends([target]) == {target: 3}
+    with pytest.raises(Unavailable):
+        transport.ends([Partition("no_such_topic", 0)])
 
 
 def test_an_aborted_transaction_is_never_read(world: World) -> None:

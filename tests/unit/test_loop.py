@@ -33,6 +33,11 @@ class Spied(MemoryTransport):
         super().__init__(broker, "g", slot)
         self.asked: list[tuple[str, list[int]]] = []
         self.deaf = False
+        self.open: dict[Partition, int] = {}
+        """Rows that are in the log and not committed yet."""
+
+    def ends(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        return {partition: end + self.open.get(partition, 0) for partition, end in super().ends(partitions).items()}
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, Position | None]:
         if self.deaf:
@@ -205,6 +210,25 @@ def test_another_worker_that_has_nothing_to_read_holds_nobody() -> None:
     assert slow.times == [0]
     workers.append(0, range(0, 10_100, 100))
     workers.turn(first, times=40)
+    assert quick.times[-1] == 10_000
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_is_committed_in_one_partition_and_about_to_be_in_another_does_not_run_ahead_of_it(alone: bool) -> None:
+    """A transaction becomes visible partition by partition, and the rows that are not yet are the older ones."""
+    workers = Workers(2)
+    first, quick, transport = workers.join()
+    loops = [first] if alone else [first, workers.join()[0]]
+    for partition in (0, 1):
+        workers.append(partition, [0])
+    workers.turn(*loops, times=6)
+    transport.open = {Partition(SOURCE, 1): 2}
+    workers.append(0, range(0, 10_100, 100))
+    workers.turn(*loops, times=10)
+    assert quick.times[-1] == LATENESS_MS // 2
+    transport.open = {}
+    workers.append(1, [5000])
+    workers.turn(*loops, times=60)
     assert quick.times[-1] == 10_000
 
 
