@@ -1,5 +1,5 @@
-"""A monitor that commits as often as the other stages, and so has new snapshots of all its partitions in two seconds and
-not in eight: ``python -m tests.hasty STAGE PLAN SLOT`` is ``penstock run``."""
+"""A monitor that commits as often as the other stages, and so has new snapshots of all its partitions in two seconds
+and not in eight: ``python -m tests.hasty STAGE PLAN SLOT`` is ``penstock run``."""
 
 import sys
 from dataclasses import replace
