@@ -88,6 +88,7 @@ def taken_from_hand(trial: Trial, at: Death) -> None:
     loop stands still for less than its session; stopped by a signal, its client would stand still too, and nothing
     could be taken from it."""
     stage = at.stage
+    until_it_has_all(trial, stage)  # what it has not been told yet it would not answer while it stands
     waits = failing.arm(trial.world.folder, at, then="wait")
     try:
         until(f"{stage} to wait after {at.point}", waits.exists, PATIENCE_S, 0.02)
@@ -150,6 +151,13 @@ def back_to_one(trial: Trial, stage: str, others: list[Worker], how: list[signal
         code = trial.end(worker, number)
         if number is signal.SIGTERM and code != 0:
             trial.problem(f"{worker.name} left with {code}: {worker.log_path.read_text()[-300:]!r}")
+    # they keep their memberships, so their partitions are free when the sessions end
+    until_it_has_all(trial, stage)
+    trial.new_output(OUTPUT[stage], time.time())
+    trial.result.trials += 1
+
+
+def until_it_has_all(trial: Trial, stage: str) -> None:
     every = set(places_of(trial, stage))
 
     def has_all() -> bool:
@@ -162,10 +170,7 @@ def back_to_one(trial: Trial, stage: str, others: list[Worker], how: list[signal
                 held.difference_update(taken)
         return held >= every
 
-    # they keep their memberships, so their partitions are free when the sessions end
     until(f"{stage}.0 to have all partitions", has_all, PATIENCE_S, 0.1)
-    trial.new_output(OUTPUT[stage], time.time())
-    trial.result.trials += 1
 
 
 def places_of(trial: Trial, stage: str) -> list[str]:
