@@ -3,18 +3,21 @@
 ``python -m tests.failing STAGE PLAN SLOT`` is ``penstock run``. The file ``failpoint-STAGE.SLOT.json`` beside the plan
 arms one point of it: ``{"point": "send", "passes": 3}`` ends it the third time it comes by, with the exit code
 ``CODE``. It takes the file away before, and leaves ``failpoint-STAGE.SLOT.died``, so the next process lives. With
-``"stops": true`` it stops there as of SIGSTOP, and goes on at SIGCONT.
+``"then": "stop"`` it stops there as of SIGSTOP, and goes on at SIGCONT. With ``"then": "wait"`` its loop alone stands
+still, while the threads of its clients go on, until ``failpoint-STAGE.SLOT.died`` is taken away.
 """
 
 import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
+from ctypes import c_uint64
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -23,18 +26,22 @@ from penstock.codec.decoded import Decoded
 from penstock.intake import TopicReader
 from penstock.local.supervisor import Worker
 from penstock.plan import InputPlan, Plan
-from penstock.records import Batch, Result
+from penstock.records import Batch, Partition, Result
 from penstock.settings import Settings
 from penstock.snapshots.files import SnapshotFiles
 from penstock.stage import Stage
 from penstock.transport.clients import Producer
 from penstock.transport.kafka import KafkaTransport
+from penstock.transport.librdkafka import Message, rd, topic_name
 from penstock.transport.protocol import Polled
 
 CODE = 86
 LOOP = ("poll", "decode", "process", "send", "offsets", "commit")
 """Just after each of these; ``send``: the rows are at the broker; ``offsets``: they are in the transaction; ``commit``:
 it is done, and nothing of it is noted yet."""
+FIRST_ROW = "first row of "
+"""And a partition, in the middle of a poll: it has this row from the client, and asks for the others and for whatever
+else there is to hear."""
 SNAPSHOT = ("snapshot, half", "snapshot, whole")
 """Half of the file is written; it is in its place."""
 FEAST = ("online", "offline, half", "offline, whole", "feast commit")
@@ -42,6 +49,7 @@ FEAST = ("online", "offline, half", "offline, whole", "feast commit")
 FEAST_STAGE = "features.feast"
 FILE_S = 0.5
 """How long rows wait for a file, so that one is written often enough to die of."""
+Then = Literal["end", "stop", "wait"]
 
 
 def command(worker: Worker, plan_path: Path) -> list[str]:
@@ -53,12 +61,12 @@ def armed_by(folder: Path, stage: str, slot: int = 0) -> Path:
     return folder / f"failpoint-{stage}.{slot}.json"
 
 
-def arm(folder: Path, death: "Death", slot: int = 0, *, stops: bool = False) -> Path:
-    """Returns the file that is there once the worker has ended or stopped of it."""
+def arm(folder: Path, death: "Death", slot: int = 0, then: Then = "end") -> Path:
+    """Returns the file that is there once the worker has ended, has stopped or waits of it."""
     armed = armed_by(folder, death.stage, slot)
     died, aside = armed.with_suffix(".died"), armed.with_suffix(".aside")
     died.unlink(missing_ok=True)
-    aside.write_text(json.dumps({"point": death.point, "passes": death.passes, "stops": stops}))
+    aside.write_text(json.dumps({"point": death.point, "passes": death.passes, "then": then}))
     aside.rename(armed)
     return died
 
@@ -89,12 +97,17 @@ class FailPoint:
         return bool(self._passes >= said["passes"])
 
     def die(self) -> None:
-        stops = json.loads(self._armed.read_text())["stops"]
-        self._armed.rename(self._armed.with_suffix(".died"))
-        if not stops:
-            os._exit(CODE)
+        then, died = json.loads(self._armed.read_text())["then"], self._armed.with_suffix(".died")
+        self._armed.rename(died)
         self._passes = 0
-        os.kill(os.getpid(), signal.SIGSTOP)
+        match then:
+            case "end":
+                os._exit(CODE)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "wait":
+                while died.exists():
+                    time.sleep(0.01)
 
     def passed(self, point: str) -> None:
         if self.due(point):
@@ -119,6 +132,13 @@ def fail_in_loop(at: FailPoint) -> None:
     def polled(answer: Polled, *_: object) -> None:
         if answer.records:
             at.passed("poll")
+
+    def fetched(found: int, _: int, __: int, pointers: int, most: int) -> None:
+        if found != 1 or most != 1:
+            return
+        message = Message.from_address(c_uint64.from_address(pointers).value)
+        if not message.err:
+            at.passed(f"{FIRST_ROW}{Partition(topic_name(message.topic), message.partition)}")
 
     def sent(_: None, transport: KafkaTransport, *__: object) -> None:
         if at.due("send"):
@@ -150,6 +170,7 @@ def fail_in_loop(at: FailPoint) -> None:
         kind = find_kind(name)
         return replace(kind, build=lambda plan, name: processing(kind.build(plan, name)))
 
+    after(rd, "consume_batch_queue", fetched)
     after(KafkaTransport, "poll", polled)
     after(KafkaTransport, "send", sent)
     after(Producer, "send_offsets", lambda *_: at.passed("offsets"))

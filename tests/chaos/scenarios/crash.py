@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 
 from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial, percentile
 from tests.chaos.joined import joined
+from tests.chaos.kafka_log import KafkaLog
+from tests.chaos.records import Log
 from tests.chaos.recovery import parts_of
 from tests.integration.pipeline_world import World, until
 from tests.integration.test_kill import by_window, merged, profiled
@@ -96,9 +98,11 @@ def history_once(trial: Trial) -> None:
             trial.problem(f"Feast's history of {view}: {lost} rows lost, {doubled} doubled")
 
 
-def counted_once(world: World) -> bool:
+def counted_once(world: World, log: Log | None = None) -> bool:
+    """``log``: where the outcomes are read that the broker may have no more."""
     assert world.plan.label is not None
-    outcomes = ((message.partition(), world.schemas.decode(message.value())) for message in world.records("outcomes"))
+    records = (log or KafkaLog(world.bootstrap)).read(world.topic("outcomes"))
+    outcomes = ((record.partition, world.schemas.decode(record.value)) for record in records)
     return profiled(world) == {
         "departure_delay": len(world.records("features")),
         "_score": len(world.records("predictions")),

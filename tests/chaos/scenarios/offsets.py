@@ -2,8 +2,10 @@
 more partitions, logs end in rows that were never committed and in markers.
 """
 
+import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from uuid import uuid4
@@ -20,6 +22,7 @@ HOLDS = (
     "partitions that are added are read within seconds, also after a kill; a log that ends in markers has an end"
 )
 ADDED = 3
+BEGUN = re.compile(r"assigned (\S+) from (\d+), live from (\d+)")
 READ_WITHIN_S = 30.0
 """A look that finds the partitions, two more, a rebalance, on a busy machine."""
 
@@ -129,10 +132,13 @@ def deleted_before_windows(trial: Trial) -> None:
 
 def made_anew(trial: Trial) -> None:
     """The topic that inference reads is made anew. Kafka forgets its offsets with it, and it is read from its start."""
-    admin, topic = AdminClient({"bootstrap.servers": trial.world.bootstrap}), trial.world.topic("features")
+    world = trial.world
+    admin, topic = AdminClient({"bootstrap.servers": world.bootstrap}), world.topic("features")
     for running in trial.extra:
         if running.running:
             trial.end(running, signal.SIGTERM)
+    if not any(world.committed("inference").values()):
+        trial.problem("inference had committed no offset of the topic that is to be made anew")
     admin.delete_topics([topic])[topic].result(30)
     config = {"message.timestamp.type": "LogAppendTime"}
 
@@ -141,9 +147,26 @@ def made_anew(trial: Trial) -> None:
         return answer.exception(30) is None
 
     until("the topic to be made anew", made, PATIENCE_S, 0.2)
-    for stage in OUTPUT:
+    # rows that it has before inference comes, so that its start is another place than its end
+    for stage in (stage for stage in OUTPUT if stage != "inference"):
         trial.start_extra(stage, 0)
+    until("rows of the new topic", lambda: world.behind("inference") > 100, PATIENCE_S, 0.2)
+    inference = trial.start_extra("inference", 0)
     trial.flowing()
+    trial.stop_stream()
+    for stage in OUTPUT:
+        until(f"{stage} to have read all", lambda stage=stage: world.behind(stage) == 0, PATIENCE_S, 0.2)
+    begun = set(BEGUN.findall(inference.log_path.read_text()))
+    start = {(f"{topic}/{number}", "0", "0") for number in range(trial.lab.plan.partitions)}
+    if begun != start:
+        trial.problem(f"inference is to say that it begins the new topic at its start, and said {sorted(begun)}")
+    rows = Counter(row["_event_id"] for row in world.rows("features"))
+    made_of = Counter(row["prediction_id"] for row in world.rows("predictions"))
+    wrong = {event: made_of[event] for event, n in rows.items() if (n, made_of[event]) != (1, 1)}
+    trial.result.notes["rows of a topic made anew"] = trial.result.notes.get("rows of a topic made anew", 0) + len(rows)
+    if wrong:
+        some = dict(islice(wrong.items(), 3))
+        trial.problem(f"{len(wrong)} of {len(rows)} rows of the new topic have not one prediction each: {some}")
 
 
 def delete(trial: Trial, suffix: str, stage: str) -> None:

@@ -1,5 +1,6 @@
-"""Bad messages among good ones: none, one in a hundred and one in two, of every kind that the replay knows and of more;
-very large ones, and rows that a broker refuses; and good ones of which bytes were changed, lost or put in at random.
+"""Bad messages among good ones: none, one in a hundred and one in two, of every kind that the replay knows and of more,
+a few very large ones and rows that a broker refuses among them; and good ones of which bytes were changed, lost or put
+in at random.
 """
 
 import base64
@@ -8,7 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import orjson
@@ -32,11 +33,10 @@ MUTATED, REFUSED, INDENTED = "mutated", "more than the broker takes", "on many l
 MUTATIONS = 1000
 BURST = 1500
 SHARES = (0.0, 0.01, 0.5)
-AROUND = 300
-"""Good ones around the large ones."""
 LARGE = 10_000_000
 EVENTS_TAKE, TRACE = 200_000, 400_000
 """Bytes that the events' topic takes in this pipeline, and of a trace context that makes an event more than that."""
+NOISE = base64.b64encode(random.Random(NAME).randbytes(TRACE))
 Row = dict[str, Any]
 
 
@@ -72,6 +72,7 @@ COMMON: Mapping[str, tuple[Callable[[Breaker, Row], bytes | None], str]] = {
     **{kind: (KINDS[kind], REASONS[kind][0]) for kind in KINDS if kind not in RARE},
     **MORE,
 }
+OF_10_MB = [kind for kind in VERY_LARGE if kind != "oversized"]
 EXPECTED = {kind: reason for kind, (_, reason) in (COMMON | VERY_LARGE).items()} | {REFUSED: "refused by the broker"}
 
 
@@ -85,12 +86,7 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
         rows = (plain(trial, event) for event in lab.feed() if is_avro(event))
         bad = broken(breaker, rows, draw)
         trial.burst(list(islice(good, 300)))  # warm
-        speed = bursts(trial, good, bad, draw, rounds)
-        result.notes["messages a second without bad ones"] = round(speed[0.0])
-        for share in SHARES[1:]:
-            result.notes[f"with {share:.0%} bad ones"] = f"{speed[share] / speed[0.0] - 1:+.0%}"
-        result.tell("large ones, and some that the broker refuses")
-        large(trial, good, rows, breaker, draw)
+        bursts(trial, good, bad, heavy(breaker, rows, draw), draw, rounds)
         result.tell("mutations")
         victims = [event for event in islice(good, 4 * MUTATIONS) if event.topic == "raw" and event.value]
         # among as many good ones, for where nearly all is bad the worker stops and says so
@@ -101,36 +97,69 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
 
 
 def bursts(
-    trial: Trial, good: Iterator[Message], bad: Iterator[Message], draw: random.Random, rounds: int
-) -> dict[float, float]:
-    """Messages a second at each share of bad ones, all rounds together."""
+    trial: Trial,
+    good: Iterator[Message],
+    bad: Iterator[Message],
+    heavies: Iterator[list[Message]],
+    draw: random.Random,
+    rounds: int,
+) -> None:
+    """Notes messages a second at each share of bad ones, all rounds together; and how long the same mixes take with a
+    few heavy ones, of which each that is refused costs some aborts."""
     took: dict[float, float] = defaultdict(float)
+
+    def mix(share: float) -> list[Message]:
+        return [next(bad) if draw.random() < share else next(good) for _ in range(BURST)]
+
     for _ in range(rounds):
         for share in SHARES:
             trial.result.tell(f"{share:.0%} bad")
-            took[share] += trial.burst([next(bad) if draw.random() < share else next(good) for _ in range(BURST)])
+            took[share] += trial.burst(mix(share))
             trial.result.trials += 1
-    return {share: BURST * rounds / seconds for share, seconds in took.items()}
+        for share in SHARES[1:]:
+            trial.result.tell(f"{share:.0%} bad, some of them large or refused")
+            mixed = mix(share)
+            for event in next(heavies):
+                mixed.insert(draw.randrange(len(mixed)), event)
+            seconds = burst(trial, mixed)
+            what = f"every fate of {BURST} with {share:.0%} bad ones, a few of them of 10 MB or refused, after, s"
+            trial.result.notes.setdefault(what, []).append(round(seconds, 1))
+            trial.result.trials += 1
+    trial.result.notes["messages a second without bad ones"] = round(BURST * rounds / took[0.0])
+    for share in SHARES[1:]:
+        trial.result.notes[f"with {share:.0%} bad ones, none of them heavy"] = f"{took[0.0] / took[share] - 1:+.0%}"
 
 
-def large(trial: Trial, good: Iterator[Message], rows: Iterator[Row], breaker: Breaker, draw: random.Random) -> None:
-    """Those of 10 MB, events that become too large for the next topic by their trace context, and one that is good."""
-    around = list(islice(good, AROUND))
-    for kind, (make, _) in VERY_LARGE.items():
-        around.insert(
-            draw.randrange(AROUND), Message("raw", f"large {kind}".encode(), make(breaker, next(rows)), 0, kind)
-        )
-    first, second = around[: AROUND // 2], around[AROUND // 2 :]
-    trial.world.send(first)
-    noise = base64.b64encode(random.Random(NAME).randbytes(TRACE))
-    for number in range(2):
-        row = {**next(rows), "flight_id": f"2013-04-01.ZZ.{number + 1}.JFK"}
-        refused = Message("raw", b"refused", breaker.avro(row), 0, REFUSED)
-        trial.world.send([refused], [("traceparent", noise)])
-    lines = orjson.dumps({**next(rows), "flight_id": "2013-04-01.ZZ.9.JFK"}, option=orjson.OPT_INDENT_2)
-    trial.world.send([Message("raw", b"lines", lines, 0, INDENTED)])
-    trial.burst(second)
-    trial.result.trials += 1
+def heavy(breaker: Breaker, rows: Iterator[Row], draw: random.Random) -> Iterator[list[Message]]:
+    """What each mix of a round has besides, by turns: one of 10 MB and one refused; the other large ones and two
+    refused. And one that is good on many lines. Each is another event, of names that no departure has."""
+    number = 0
+    while True:
+        first, *others = draw.sample(OF_10_MB, len(OF_10_MB))
+        for kinds in ([first, REFUSED], [*others, "oversized", REFUSED, REFUSED]):
+            events = []
+            for kind in [*kinds, INDENTED]:
+                number += 1
+                row = {**next(rows), "flight_id": f"2013-04-01.ZZ.{number}.JFK"}
+                events.append(Message("raw", f"heavy-{number}".encode(), heavy_value(breaker, kind, row), 0, kind))
+            yield events
+
+
+def heavy_value(breaker: Breaker, kind: str, row: Row) -> bytes | None:
+    """What the broker refuses is good until its trace context makes it too large for the next topic."""
+    if kind == REFUSED:
+        return breaker.avro(row)
+    if kind == INDENTED:
+        return orjson.dumps(row, option=orjson.OPT_INDENT_2)
+    return VERY_LARGE[kind][0](breaker, row)
+
+
+def burst(trial: Trial, events: list[Message]) -> float:
+    """As the trial's, with a trace context for those that it makes too large."""
+    began = time.monotonic()
+    for refused, part in groupby(events, lambda event: event.broken == REFUSED):
+        trial.world.send(part, [("traceparent", NOISE)] if refused else ())
+    return time.monotonic() - began + trial.burst([])
 
 
 def takes(trial: Trial, suffix: str, most: int) -> None:

@@ -2,7 +2,7 @@
 that starts anew; and a log of which the begin was deleted.
 
 The workers stand still while their snapshots are harmed, and are killed then. The state in a foreign snapshot is that
-of another partition: a worker that took it would count wrong.
+of another partition: a worker that took it would count wrong, windows or, in the monitor, labels that met a prediction.
 """
 
 import random
@@ -12,28 +12,37 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
+from penstock_monitor.join import JOIN_VERSION
 
 from penstock.records import Partition, State
 from penstock.recovery import MEND
 from penstock.snapshots.files import KEPT, Facts, SnapshotFiles
 from penstock.windows.layout import KERNEL_VERSION
+from tests import hasty
 from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial
 from tests.chaos.records import Log, Record
+from tests.chaos.scenarios.crash import COUNTS_S, counted_once
 from tests.integration.pipeline_world import World, until
+from tests.integration.test_kill import profiled
 
 NAME = "snapshots"
 HOLDS = (
-    "equal windows from an older snapshot or the log, and why; where neither is left, a refusal that says what to do"
+    "equal windows, and profile counts equal to one pass, from an older snapshot or the log, and why; where neither is "
+    "left, a refusal that says what to do"
 )
-READS = {"features.aircraft": "events", "features.airport": "by.airport"}
-"""The stages with windows, and what they read."""
+MONITOR = "monitor"
+READS = {"features.aircraft": "events", "features.airport": "by.airport", MONITOR: "outcomes"}
+"""The stages with state: windows, or what waits in the label join; and of which topic that they read."""
 INTERVAL_S = 0.3
-AT_ONCE = 3
-"""Harms to a stage, each to another of its partitions; flights has three airports, and no more of them with rows."""
+TURNS = 3
+AT_ONCE = {"features.aircraft": (3, 3, 1), "features.airport": (3, 3, 1), MONITOR: (4, 0, 3)}
+"""Harms to a stage in each turn, each to another of its partitions; flights has three airports, and no more of them
+with rows."""
 WARM_ROWS = 500
 AHEAD = 1000
 """Offsets by which a snapshot is newer than the commit, at most."""
@@ -44,8 +53,11 @@ FOREIGN = {
     "of another plan": "it is of another definition of the state",
     "of another kernel": "it is of another definition of the state",
 }
+VERSIONS = {f"kernel {KERNEL_VERSION}": f"kernel {KERNEL_VERSION + 1}"}
+VERSIONS |= {f"label join {JOIN_VERSION}": f"label join {JOIN_VERSION + 1}"}
+"""Of what computes a stage's state, and what the next one says."""
 HARMS = ("torn", "altered", "missing", *FOREIGN)
-BEGUN = re.compile(r"assigned \S+/(\d+) from (\d+), live from \d+")
+BEGUN = re.compile(r"assigned (\S+) from (\d+), live from \d+")
 WHOLE_LOG = 0
 
 
@@ -64,23 +76,32 @@ class Held:
 
 def run(lab: Lab, rounds: int, result: Result) -> None:
     draw = lab.random(NAME)
-    with lab.trial(result, stages=list(OUTPUT), snapshot_interval_s=INTERVAL_S) as trial:
+    with lab.trial(result, stages=[*OUTPUT, MONITOR], command=hasty.command, snapshot_interval_s=INTERVAL_S) as trial:
         for stage in READS:
             until(f"{stage} to be at work", lambda: sum(trial.world.committed(stage).values()) > WARM_ROWS)  # noqa: B023
         for _ in range(rounds):
-            orders = {stage: draw.sample(HARMS, len(HARMS)) for stage in READS}
-            for first in range(0, len(HARMS), AT_ONCE):
-                harm(trial, draw, {stage: order[first : first + AT_ONCE] for stage, order in orders.items()})
+            orders = {stage: iter(draw.sample(HARMS, len(HARMS))) for stage in READS}
+            for turn in zip(*AT_ONCE.values(), strict=True):
+                harm(
+                    trial, draw, {stage: list(islice(orders[stage], n)) for stage, n in zip(AT_ONCE, turn, strict=True)}
+                )
         for _ in range(rounds):
             log_begins_at_the_newest(trial)
             for stage in READS:
                 log_begins_too_late(trial, draw, stage)
+        trial.settle()
+        result.tell("counting what the monitor made of it")
+        try:
+            until("profiles", lambda: counted_once(trial.world, trial.log), COUNTS_S, pause=0.5)
+        except AssertionError:
+            trial.problem(f"the profiles of the monitor are not those of one pass: {profiled(trial.world)}")
 
 
 def harm(trial: Trial, draw: random.Random, harms: dict[str, list[str]]) -> None:
     """Each of ``harms`` to another partition of its stage; what is left over begins at its newest."""
+    harms = {stage: named for stage, named in harms.items() if named}
     trial.result.tell("harming " + "; ".join(f"{stage}: {', '.join(named)}" for stage, named in harms.items()))
-    with standing(trial, READS) as held:
+    with standing(trial, harms) as held:
         for stage, partitions in held.items():
             committed = trial.world.committed(stage)
             others = next(of for name, of in held.items() if name != stage)
@@ -103,11 +124,17 @@ def foreign(what: str, facts: Facts, ahead: int, topic: str) -> Facts:
         "newer than the commit": {"offset": ahead},
         "of another topic": {"topic": topic},
         "of another plan": {"state": facts.state[:-8] + "0" * 8},
-        "of another kernel": {"state": facts.state.replace(f"kernel {KERNEL_VERSION}", f"kernel {KERNEL_VERSION + 1}")},
+        "of another kernel": {"state": of_next_version(facts.state)},
     }[what]
     found = facts.model_copy(update=changed)
     assert found != facts
     return found
+
+
+def of_next_version(state: str) -> str:
+    for version, after in VERSIONS.items():
+        state = state.replace(version, after)
+    return state
 
 
 def replace(world: World, stage: str, at: Held, facts: Facts, state: State, *, all_of_it: bool) -> None:
@@ -184,14 +211,22 @@ def standing(trial: Trial, stages: Collection[str]) -> Iterator[dict[str, list[H
     for stage in stages:
         world.wait_restarted(stage, 1)
         judge(trial, stage, held[stage], lines[stage])
+        at_work_again(trial, stage)
+
+
+def at_work_again(trial: Trial, stage: str) -> None:
+    if stage in OUTPUT:
         trial.new_output(OUTPUT[stage], time.time())
+        return
+    before = trial.world.committed(stage)
+    until(f"{stage} to be at work", lambda: trial.world.committed(stage) != before, PATIENCE_S, 0.1)
 
 
 def judge(trial: Trial, stage: str, held: Iterable[Held], lines: int) -> None:
     said = [line["message"] for line in trial.world.said(stage)[lines:]]
-    begun = {int(found[1]): int(found[2]) for found in map(BEGUN.match, said) if found}
+    begun = {found[1]: int(found[2]) for found in map(BEGUN.match, said) if found}
     for at in held:
-        start = begun.get(at.partition.number)
+        start = begun.get(str(at.partition))
         if start != at.start:
             trial.problem(f"{stage} began {at.partition} at {start} and not at {at.start}; it had to say {at.told}")
         for what, whys in at.told:
@@ -211,7 +246,8 @@ def paths(world: World, stage: str, number: int) -> list[Path]:
 
 def moving(world: World, stage: str) -> list[int]:
     """The partitions that have rows."""
-    return [number for (_, number), offset in world.committed(stage).items() if offset]
+    topic = world.topic(READS[stage])
+    return [number for (name, number), offset in world.committed(stage).items() if name == topic and offset]
 
 
 def whole(world: World, stage: str) -> None:

@@ -39,9 +39,7 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
 
 def stop_for_too_long(trial: Trial, at: Death, slot: int) -> None:
     world, stage, other = trial.world, at.stage, 1 - slot
-    until(
-        f"{stage}.{slot} to stop after {at.point}", failing.arm(world.folder, at, slot, stops=True).exists, pause=0.02
-    )
+    until(f"{stage}.{slot} to stop after {at.point}", failing.arm(world.folder, at, slot, "stop").exists, pause=0.02)
     began, seen = time.time(), len(taken_over(trial, stage, other))
     try:
         until(f"{stage}.{other} to take over", lambda: len(taken_over(trial, stage, other)) > seen, PATIENCE_S, 0.1)
