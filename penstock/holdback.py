@@ -23,6 +23,8 @@ class Holdback:
     def __init__(self, transport: Transport, intake: Intake, topics: Sequence[str], lateness_ms: int) -> None:
         self._transport, self._intake, self._topics = transport, intake, topics
         self._slack_ms = lateness_ms // 2
+        self._open: dict[Partition, tuple[int, float]] = {}
+        """Of partitions elsewhere with an open transaction: their stable end, and since when it has been that."""
         self.why: str | None = None
 
     def forget(self) -> None:
@@ -49,12 +51,14 @@ class Holdback:
         own = {partition for partition in self._intake.lanes if partition.topic == topic}
         every = own | {Partition(topic, n) for n in range(self._transport.partitions(topic))}
         empty = {p: reached[p] for p in own & reached.keys() - waiting if not self._intake.silent(p, now)}
-        behind, furthest = self._behind(empty, every - own)
+        behind, furthest = self._behind(empty, every - own, now)
         # where none has more, whatever was read so far may go: what comes now comes later
         read = max((self._intake.watermark(partition) for partition in own), default=NO_TIME)
         self._intake.hold_after[topic] = min(behind, default=max(furthest, read)) + self._slack_ms
 
-    def _behind(self, empty: Mapping[Partition, Position], elsewhere: set[Partition]) -> tuple[list[int], int]:
+    def _behind(
+        self, empty: Mapping[Partition, Position], elsewhere: set[Partition], now: float
+    ) -> tuple[list[int], int]:
         """The watermarks of those that have more in the log, and the largest of all. ``empty``: own ones that were
         read to an end. What is not committed yet is more too: a transaction becomes visible in one partition after the
         other, and whoever saw the first would run ahead of the last.
@@ -65,9 +69,22 @@ class Holdback:
         behind = [at.watermark for partition, at in empty.items() if at.offset < ends[partition]]
         furthest = max((at.watermark for at in empty.values()), default=NO_TIME)
         for partition, committed in (self._transport.committed(elsewhere) if elsewhere else {}).items():
-            # nothing is known of it until its worker has seen its first row
-            at = committed or Position(self._transport.bounds(partition)[0])
+            low, stable = self._transport.bounds(partition)
+            at = committed or Position(low)  # nothing is known of it until its worker has seen its first row
             furthest = max(furthest, at.watermark)
-            if at.offset + 1 < ends[partition]:  # + 1: a marker is no lag
+            # + 1: a marker is no lag
+            if at.offset + 1 < stable or self._opened(partition, stable, ends[partition], now):
                 behind.append(at.watermark)
         return behind, furthest
+
+    def _opened(self, partition: Partition, stable: int, end: int, now: float) -> bool:
+        """Whether a transaction is open there; one that does not end is not waited for longer than a partition of our
+        own that gives nothing."""
+        if stable >= end:
+            self._open.pop(partition, None)
+            return False
+        before, since = self._open.get(partition, (stable, now))
+        if before != stable:
+            since = now
+        self._open[partition] = stable, since
+        return now - since <= self._intake.patience_s

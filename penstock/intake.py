@@ -58,7 +58,7 @@ class Intake:
         self, readers: Iterable[TopicReader], merges: bool, buffer_rows: int, max_rows: int, patience_s: float = 5.0
     ) -> None:
         self._readers = {reader.topic: reader for reader in readers}
-        self.merges, self._buffer_rows, self._max_rows, self._patience_s = merges, buffer_rows, max_rows, patience_s
+        self.merges, self._buffer_rows, self._max_rows, self.patience_s = merges, buffer_rows, max_rows, patience_s
         self._lanes: dict[Partition, Lane] = {}
         self.hold_after: dict[str, int] = {}
         """Per topic: rows later than this event time wait, for another worker is that far behind."""
@@ -100,7 +100,7 @@ class Intake:
 
     def silent(self, partition: Partition, now: float) -> bool:
         """Others have waited for the partition's rows for longer than is worth while."""
-        return silent(self._lanes[partition], now, self._patience_s)
+        return silent(self._lanes[partition], now, self.patience_s)
 
     def watermark(self, partition: Partition) -> int:
         return self._lanes[partition].watermark
@@ -235,7 +235,7 @@ class Intake:
             lanes = {p: lane for p, lane in self._lanes.items() if p.topic == topic}
             for _ in range(min(most, singles or 1)):
                 rows = 1 if singles else min(most, self._max_rows)
-                work = merge(lanes, now, rows, self._patience_s, self.hold_after.get(topic))
+                work = merge(lanes, now, rows, self.patience_s, self.hold_after.get(topic))
                 if work is None:
                     break
                 yield work

@@ -230,7 +230,7 @@ class Supervisor:
         delay = min(FIRST_DELAY_S * 2 ** (recent - 1), LONGEST_DELAY_S) if recent else 0.0
         worker.due, worker.ready = now + delay, False
         when = f"in {delay:.1f} s" if delay else "at once"
-        why = last_said(worker.log_path) if code else None  # a signal leaves no last word
+        why = last_said(worker.log_path) if code and 0 < code < 128 else None  # a signal leaves no last word
         self._tell(
             f"{worker.name} ended with exit code {code}; it starts again {when} (see {worker.log_path})"
             + (f": {why}" if why else "")

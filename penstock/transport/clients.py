@@ -190,18 +190,20 @@ class Consumer(_Client):
         return low.value, high.value
 
     def ends(self, places: Iterable[Place], wait_s: float) -> list[Place]:
-        """The end offsets, behind what is not committed yet too."""
+        """The end offsets, behind what is not committed yet too. Raises ``KafkaFault`` where one is not answered."""
         queue = rd.queue_new(self.handle)
         try:
             with listed(Place(place.topic, place.partition, END) for place in places) as them:
                 rd.ListOffsets(self.handle, them, None, queue)
             event = rd.queue_poll(queue, _ms(wait_s))
-            check(rd.event_error(event) if event else TIMED_OUT)
+            if not event:
+                raise KafkaFault(TIMED_OUT)
             try:
+                check(rd.event_error(event))
                 told = elements(rd.ListOffsets_result_infos, rd.event_ListOffsets_result(event))
                 found = [rd.ListOffsetsResultInfo_topic_partition(info).contents for info in told]
-                for each in found:
-                    check(each.err)
+                for each in found:  # a leader that was lost meanwhile gives neither an error nor an offset
+                    check(each.err or (TIMED_OUT if each.offset < 0 else NO_ERROR))
                 return [Place(each.topic.decode(), each.partition, each.offset) for each in found]
             finally:
                 rd.event_destroy(event)

@@ -379,6 +379,8 @@ def unpack(packed: Ints, starts: Ints, layout: Ints, to: Ints) -> bool:
     ring, size, closed, base = layout[2], layout[9], layout[10], layout[11]
     for i in range(len(to)):
         at, stop = starts[i], starts[i + 1]
+        if at < 0 or stop < at or stop > len(packed):
+            return False
         if at == stop:
             continue
         if stop - at < 1 + closed - BITS:

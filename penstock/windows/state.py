@@ -197,6 +197,8 @@ def _int64(array: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _whole(column: "pa.ChunkedArray") -> "pa.Array[Any]":
+    if column.num_chunks > 1:
+        raise ValueError("the snapshot's names of keys are more than 2 GiB. Rebuild the state by replay.")
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 

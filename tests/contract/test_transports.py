@@ -124,7 +124,7 @@ def test_an_end_lies_behind_what_an_open_transaction_has_written(kafka: KafkaWor
     transport.commit({})
     wait_for(lambda: transport.bounds(target) == (0, 3))  # behind the marker
     assert transport.ends([target]) == {target: 3}
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="No such entry"):
         transport.ends([Partition("no_such_topic", 0)])
 
 

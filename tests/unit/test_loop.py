@@ -213,8 +213,11 @@ def test_another_worker_that_has_nothing_to_read_holds_nobody() -> None:
     assert quick.times[-1] == 10_000
 
 
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("alone", [True, False])
-def test_what_is_committed_in_one_partition_and_about_to_be_in_another_does_not_run_ahead_of_it(alone: bool) -> None:
+def test_what_is_committed_in_one_partition_and_about_to_be_in_another_does_not_run_ahead_of_it(
+    alone: bool, rows: int
+) -> None:
     """A transaction becomes visible partition by partition, and the rows that are not yet are the older ones."""
     workers = Workers(2)
     first, quick, transport = workers.join()
@@ -222,13 +225,24 @@ def test_what_is_committed_in_one_partition_and_about_to_be_in_another_does_not_
     for partition in (0, 1):
         workers.append(partition, [0])
     workers.turn(*loops, times=6)
-    transport.open = {Partition(SOURCE, 1): 2}
+    transport.open = {Partition(SOURCE, 1): rows}
     workers.append(0, range(0, 10_100, 100))
     workers.turn(*loops, times=10)
     assert quick.times[-1] == LATENESS_MS // 2
     transport.open = {}
     workers.append(1, [5000])
     workers.turn(*loops, times=60)
+    assert quick.times[-1] == 10_000
+
+
+def test_a_transaction_of_another_worker_that_never_ends_is_not_waited_for_longer_than_is_worth_while() -> None:
+    workers = Workers(2)
+    (first, quick, transport), (second, *_) = workers.join(), workers.join()
+    transport.open = {Partition(SOURCE, 1): 1}
+    workers.append(0, range(0, 10_100, 100))
+    workers.turn(first, second, times=10)  # 3.5 s; nothing is known of the partition but that it has something
+    assert quick.times == []
+    workers.turn(first, second, times=60)
     assert quick.times[-1] == 10_000
 
 

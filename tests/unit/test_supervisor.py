@@ -137,6 +137,16 @@ def test_what_a_worker_said_last_is_told_with_its_end(one_stage: Plan, tmp_path:
     assert told[0].endswith(f"ended with exit code 3; it starts again at once (see {log}): no such folder")
 
 
+def test_a_worker_that_was_killed_has_no_last_word(one_stage: Plan, tmp_path: Path) -> None:
+    told: list[str] = []
+    script = "import os; print('penstock: no such folder', flush=True); os.kill(os.getpid(), 9)"
+    with supervise(one_stage, tmp_path, script, tell=told.append):
+        deadline = time.monotonic() + 20
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert told[0].endswith(".log)")
+
+
 def test_what_is_not_ready_in_time_is_named_with_its_reason(one_stage: Plan, tmp_path: Path) -> None:
     with (
         supervise(one_stage, tmp_path, WAITS) as supervisor,

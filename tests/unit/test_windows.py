@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.windows import state as state_module
+from penstock.windows.kernel import unpack
+from penstock.windows.ring import rings
 from penstock.windows.spec import ViewSpec
 from penstock.windows.state import WindowState
 from penstock.windows.watermark import running_watermark
@@ -397,6 +399,13 @@ def test_a_row_of_a_snapshot_that_is_not_as_long_as_it_says_is_refused(
     )
     with pytest.raises(ValueError, match="not of this window's form"):
         WindowState.restore(spec, harmed)
+
+
+@pytest.mark.parametrize("starts", [[0, 4, 400], [0, 5, 4], [-4, 0, 4]])
+def test_rows_of_a_snapshot_that_lie_outside_of_it_are_refused(starts: list[int]) -> None:
+    (ring,) = rings(view({60: 10}, 0, ["sum"]))
+    rows = np.zeros((2, ring.layout.width), np.int64)
+    assert not unpack(np.ones(8, np.int64), np.array(starts, np.int64), ring.numbers, rows)
 
 
 def test_an_empty_batch_changes_nothing() -> None:
