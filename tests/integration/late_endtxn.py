@@ -18,6 +18,7 @@ from uuid import uuid4
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from penstock.settings import Settings
+from penstock.topics import await_topics
 from penstock.transport import transactions
 from penstock.transport.kafka import KafkaTransport
 from penstock.transport.protocol import Fenced, TransactionAborted
@@ -130,6 +131,7 @@ def topics_on(bootstrap: str, *names: str) -> list[str]:
     admin = AdminClient({"bootstrap.servers": bootstrap})
     for made in admin.create_topics([NewTopic(name, 1, 1) for name in names]).values():
         made.result(30)
+    await_topics(admin, names)
     return list(names)
 
 

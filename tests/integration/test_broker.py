@@ -20,6 +20,7 @@ from penstock.local.broker import EmbeddedBroker
 from penstock.local.ports import free_port
 from penstock.local.resolve import BrokerHandle
 from penstock.local.state import BrokerError, BrokerState, is_stopped, read_state, send_signal
+from penstock.topics import await_topics
 from tests.conftest import CommittedReader, TopicFactory, read_all_committed
 
 # a child that starts a broker from a thread that ends, and says where it is
@@ -46,6 +47,7 @@ def admin(bootstrap: str) -> AdminClient:
 def make_topic(bootstrap: str, topic: str, **config: str) -> None:
     client = admin(bootstrap)  # the answer comes only while the client lives
     client.create_topics([NewTopic(topic, 1, 1, config=config)])[topic].result(30)
+    await_topics(client, [topic])
 
 
 def produce_committed(bootstrap: str, topic: str, values: list[bytes]) -> None:

@@ -37,6 +37,7 @@ from penstock.plan import Plan
 from penstock.recovery import IncompleteLogError
 from penstock.settings import Settings
 from penstock.telemetry import FEAST_UNREADABLE
+from penstock.topics import await_topics
 from penstock.transport.memory import MemoryBroker, MemoryTransport
 from penstock.transport.protocol import TransactionAborted
 from penstock.worker import make_loop
@@ -535,6 +536,7 @@ def test_kill_9_of_the_real_writer_leaves_each_row_once(shops: Any, broker: Brok
     topics = [NewTopic(f"{shop.name}.view.{view}", 2, 1) for view in views]
     for made in admin.create_topics(topics).values():
         made.result(30)
+    await_topics(admin, [topic.topic for topic in topics])
     shop.visit(visits)  # through the real stage in memory; its output is what goes to the real topics
     producer = Producer({"bootstrap.servers": broker.bootstrap, "partitioner": "murmur2_random"})
 

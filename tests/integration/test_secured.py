@@ -23,7 +23,7 @@ from penstock.local.ports import free_port
 from penstock.plan import Plan
 from penstock.records import Partition
 from penstock.settings import Settings
-from penstock.topics import admin_client
+from penstock.topics import admin_client, await_topics
 from penstock.transport.kafka import KafkaTransport
 from penstock.transport.protocol import Position
 from tests.conftest import read_all_committed
@@ -114,6 +114,7 @@ def topic(secured: Secured) -> str:
     name = f"t{uuid4().hex[:10]}"
     admin = AdminClient({"bootstrap.servers": secured.plain})
     admin.create_topics([NewTopic(name, 1, 1)])[name].result(30)
+    await_topics(admin, [name])
     return name
 
 
