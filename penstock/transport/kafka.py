@@ -34,7 +34,7 @@ CONSUMER = {
     "fetch.wait.max.ms": 10,
     "fetch.min.bytes": 65536,
     "fetch.queue.backoff.ms": 5,
-    "queued.min.messages": 20_000,
+    "queued.min.messages": 10_000,
     "queued.max.messages.kbytes": 32_768,
     "max.partition.fetch.bytes": 1_048_576,
     "fetch.max.bytes": 4_194_304,  # an answer is unpacked whole, and its messages take ten times as much
