@@ -335,8 +335,14 @@ class Producer(_Client):
         return int(rd.outq_len(self.handle))
 
     def flush(self, wait_s: float) -> bool:
-        """Whether everything was delivered, or has failed."""
-        return bool(rd.flush(self.handle, _ms(wait_s)) == NO_ERROR)
+        """Whether everything was delivered, or has failed. Where only failures are reported, librdkafka sees a delivery
+        at its next look, 10 ms later: it is asked in smaller steps."""
+        deadline, step_ms = time.monotonic() + wait_s, 1
+        while rd.flush(self.handle, min(step_ms, _ms(wait_s))) != NO_ERROR:
+            if time.monotonic() > deadline:
+                return False
+            step_ms = min(step_ms * 2, 50)
+        return True
 
     def init_transactions(self, wait_s: float) -> None:
         check_error(rd.init_transactions(self.handle, _ms(wait_s)))

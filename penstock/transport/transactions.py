@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ PRODUCER = {
     "acks": "all",
 }
 PATIENCE_S = 10.0
+SETTLING_S = 0.05
 START_S = 60.0
 MOST_WAITING = 500_000
 """Rows that may lie in the client's queue before more are handed to it; it takes twice as many, so it refuses none."""
@@ -179,7 +181,7 @@ class Transactions:
         if len(keys) != len(values):
             raise ValueError(f"{len(values)} rows for {topic!r} and {len(keys)} keys: each row has one, or a null")
         if alone:
-            self._producer.flush(PATIENCE_S)
+            self._settle()
         if self._unsent is not None:  # the transaction is lost, and all of this goes again
             return
         if headers is None:
@@ -187,7 +189,7 @@ class Transactions:
         else:
             self._send_one_by_one(topic, keys, values, headers, send)
         if alone:
-            self._producer.flush(PATIENCE_S)
+            self._settle()
             if self._failed:  # what comes behind them would only fail with them
                 self._unsent = self._failed[0].message
         self._producer.poll()
@@ -232,9 +234,7 @@ class Transactions:
         """What was sent, with the offsets that ``consumer`` has read to. Raises ``TransactionAborted``, with the rows
         that are to blame, or ``Fenced``."""
         if self._refused or self._unsent is not None:
-            self._producer.flush(PATIENCE_S)
-            why = self._unsent or "rows were refused by the client"
-            raise TransactionAborted(why, [*self._refused, *self._failed])
+            self._give_up(self._unsent or "rows were refused by the client")
         try:
             if not self._exactly_once:
                 while not self._producer.flush(PATIENCE_S):
@@ -249,27 +249,46 @@ class Transactions:
                 if places:
                     with consumer.group_metadata() as group:
                         self._insist(lambda: self._producer.send_offsets(places, group, PATIENCE_S), "send offsets")
+                self._settle()  # the commit would wait for the rows as well, and see their delivery later
                 self._insist(lambda: self._producer.commit(PATIENCE_S), "commit")
         except KafkaFault as fault:
             # of two requests to commit the first may have done it, whatever the second was told
             abortable = fault.abortable and not self._asked_again(librdkafka.END_TXN)
             if not self._exactly_once or abortable:
-                self._producer.flush(PATIENCE_S)  # the reports that name the rows may still be on their way
-                raise TransactionAborted(str(fault), self._failed) from fault
+                self._unsent = str(fault)
+                self._give_up(self._unsent)
             raise Fenced(f"slot {self._slot}: {fault}") from fault
         self._forget()
 
+    def _give_up(self, why: str) -> NoReturn:
+        """What is on its way is waited for: the reports name the rows that are to blame."""
+        if self._exactly_once:
+            self._abort()
+        else:
+            self._settle()
+        raise TransactionAborted(self._failed[0].message if self._failed else why, [*self._refused, *self._failed])
+
     def abort(self) -> None:
         """What was sent is never seen."""
-        opened, self._open = self._open, False
+        self._abort()
         self._forget()
+
+    def _abort(self) -> None:
+        opened, self._open = self._open, False
         if opened and self._exactly_once:
-            # an abort that overtakes the registration of its partitions is refused, and that is fatal
-            self._producer.flush(PATIENCE_S)
+            self._settle()  # an abort that overtakes the registration of its partitions is refused, and that is fatal
             try:
                 self._insist(lambda: self._producer.abort(PATIENCE_S), "abort")
             except KafkaFault as fault:
                 raise Fenced(f"slot {self._slot}: {fault}") from fault
+
+    def _settle(self) -> None:
+        """Until everything is delivered, or the transaction is known to have failed: what has not left that by now
+        never will."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._producer.flush(SETTLING_S) and time.monotonic() < deadline:
+            if self._exactly_once and (self._failed or self._unsent is not None):
+                return
 
     def _forget(self) -> None:
         self._open = False

@@ -30,8 +30,8 @@ from penstock.schemas.registry import TransientLookupError
 from penstock.snapshots.files import SnapshotFiles
 from penstock.snapshots.taking import Snapshots
 from penstock.stage import Stage
-from penstock.transport import messages
-from penstock.transport.protocol import Fenced, Polled, Position, TransactionAborted, Transport, Unavailable
+from penstock.transport import messages, transactions
+from penstock.transport.protocol import Fenced, Polled, Position, Refusal, TransactionAborted, Transport, Unavailable
 from tests.contract.worlds import KafkaWorld, MemoryWorld, Recorder, World
 
 pytestmark = pytest.mark.kafka
@@ -913,6 +913,30 @@ def test_a_bad_row_whose_headers_are_larger_than_any_letter_may_be_stops_nobody(
     assert (key, value) == (b"k", b"bad")
     assert b'"size":5000' in found["penstock.truncated.headers"]
     assert "wide" not in found
+
+
+def test_what_cannot_leave_a_failed_transaction_is_not_waited_for(
+    kafka: KafkaWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request on its way behind the refused one fails with it, and its rows lie in the client until the abort."""
+    monkeypatch.setattr(transactions, "PATIENCE_S", 1.0)
+    target = kafka.topic("target", max_message_bytes="20000")
+    transport = kafka.transport("g")
+    refused = np.random.default_rng(1).bytes(900_000)
+    producer = transport._transactions._producer
+    for _ in range(4):
+        transport.send(target, [None], [b"small"])
+        assert producer.flush(10)
+        for value in [refused, *([b"small"] * 10)]:
+            transport.send(target, [None], [value])
+            producer.flush(0.001)
+        with pytest.raises(TransactionAborted) as aborted:
+            transport.commit({})
+        producer.poll()  # what else it has to tell
+        assert producer.waiting == 0
+        transport.abort()
+        assert aborted.value.refused in ((), (Refusal(1, 0, "Broker: Message size too large"),))
+    assert kafka.rows(target) == []
 
 
 class Growing(Counting):
