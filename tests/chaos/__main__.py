@@ -44,7 +44,8 @@ def main(
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    before = read_summary(FOLDER / "summary.json") if scenario else None
+    kept = FOLDER / f"seed-{seed}-rounds-{rounds}.json"
+    before = read_summary(kept) if scenario else None
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("compiling the pipeline, training its model")
@@ -57,7 +58,8 @@ def main(
                 results.append(result)
                 console.print(_line(result))
                 said = summary(results, seed, rounds, load, commit, before)
-                write_summary(FOLDER / "summary.json", said)
+                for file in (kept, FOLDER / "summary.json"):  # the latest, and what a run with others does not replace
+                    write_summary(file, said)
     if docs and said["scenarios"].keys() == known.keys():
         write_table(PAGE, table(said))
     passed = all(result.passed for result in results)
