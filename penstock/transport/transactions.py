@@ -85,7 +85,7 @@ class Transactions:
         self._refused: list[Refusal] = []
         self._failed: list[Refusal] = []
         self._unsent: str | None = None
-        self._open = self._cut_off = False
+        self._open = self._cut_off = self._lost = False
         self._config = {**client, **PRODUCER, "message.max.bytes": max_message_bytes}
         if self._exactly_once:
             self._config |= {"transactional.id": self._slot, "transaction.timeout.ms": settings.transaction_timeout_ms}
@@ -250,20 +250,25 @@ class Transactions:
                     with consumer.group_metadata() as group:
                         self._insist(lambda: self._producer.send_offsets(places, group, PATIENCE_S), "send offsets")
                 self._settle()  # the commit would wait for the rows as well, and see their delivery later
+                if self._failed:
+                    self._give_up("rows were refused")
                 self._insist(lambda: self._producer.commit(PATIENCE_S), "commit")
         except KafkaFault as fault:
             # of two requests to commit the first may have done it, whatever the second was told
             abortable = fault.abortable and not self._asked_again(librdkafka.END_TXN)
             if not self._exactly_once or abortable:
-                self._unsent = str(fault)
-                self._give_up(self._unsent)
+                self._lost = True
+                self._give_up(str(fault))
             raise Fenced(f"slot {self._slot}: {fault}") from fault
         self._forget()
 
     def _give_up(self, why: str) -> NoReturn:
         """What is on its way is waited for: the reports name the rows that are to blame."""
         if self._exactly_once:
-            self._abort()
+            try:
+                self._abort()
+            except Fenced as fenced:
+                raise Fenced(f"{fenced}; the transaction was to be aborted for this: {why}") from fenced
         else:
             self._settle()
         raise TransactionAborted(self._failed[0].message if self._failed else why, [*self._refused, *self._failed])
@@ -278,20 +283,30 @@ class Transactions:
         if opened and self._exactly_once:
             self._settle()  # an abort that overtakes the registration of its partitions is refused, and that is fatal
             try:
-                self._insist(lambda: self._producer.abort(PATIENCE_S), "abort")
+                self._insist(self._end_by_abort, "abort")
             except KafkaFault as fault:
                 raise Fenced(f"slot {self._slot}: {fault}") from fault
 
+    def _end_by_abort(self) -> None:
+        try:
+            self._producer.abort(PATIENCE_S)
+        except KafkaFault as fault:
+            if fault.code != librdkafka.INVALID_TXN_STATE:
+                raise
+            # it looks at the epoch first, so the slot is ours; what should have begun the transaction was lost with it
+            log.warning("the broker knows of no transaction to abort: %s", fault)
+            self._cut_off = True
+
     def _settle(self) -> None:
-        """Until everything is delivered, or the transaction is known to have failed: what has not left that by now
-        never will."""
+        """Until everything is delivered. What has not left a transaction that has failed never will, and a request on
+        its way when it failed may come back to lie there (librdkafka queues it again): that is not waited for."""
         deadline = time.monotonic() + PATIENCE_S
         while not self._producer.flush(SETTLING_S) and time.monotonic() < deadline:
-            if self._exactly_once and (self._failed or self._unsent is not None):
+            if self._exactly_once and (self._failed or self._lost):
                 return
 
     def _forget(self) -> None:
-        self._open = False
+        self._open = self._lost = False
         self._transaction += 1
         self._sends, self._refused, self._failed, self._unsent = 0, [], [], None
 
