@@ -15,7 +15,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -104,7 +104,6 @@ def replay(
     after each transaction. Raises ``TopicUnreadable``, ``PatchFailed`` and ``ReplayStopped``; what was sent until then
     is noted, so the same call goes on from there.
     """
-    notes = pipeline_of(topic) + REPLAYED
     if options.to is not None:
         if not is_beginning(topic, options.to):
             raise ReplayStopped(
@@ -113,12 +112,13 @@ def replay(
             )
         with closing(reading(settings)) as asking:
             bounds(asking, settings, options.to)
-    sender = None if options.dry_run else Sender(settings, f"{topic}.replay")
-    done = {message.key() or b"" for message in read_topic(settings, notes)}
-    report = Report()
-    started, sent = time.monotonic(), 0
-    with closing(PlaceReader(settings)) as places:
-        judge = Judge(options, places, done, report)
+    notes = pipeline_of(topic) + REPLAYED
+    with ExitStack() as opened:
+        sender = None if options.dry_run else opened.enter_context(closing(Sender(settings, f"{topic}.replay")))
+        done = {message.key() or b"" for message in read_topic(settings, notes)}
+        report = Report()
+        started, sent = time.monotonic(), 0
+        judge = Judge(options, opened.enter_context(closing(PlaceReader(settings))), done, report)
         for batch in _batches(judge.mended(letters(settings, topic, chosen)), options.rate):
             if sender is not None:
                 if options.rate is not None:
@@ -127,7 +127,7 @@ def replay(
             sent += len(batch)
             report.counts[SENT] += len(batch)
             tell(report)
-    return report
+        return report
 
 
 def is_beginning(dead: str, to: str) -> bool:

@@ -4,16 +4,16 @@ fenced, and what a killed one left open is aborted, before the later run reads w
 
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
-from typing import Any, NamedTuple
-
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from typing import NamedTuple
 
 from penstock.records import Header
 from penstock.settings import Settings
+from penstock.transport import librdkafka
+from penstock.transport.clients import Producer
+from penstock.transport.librdkafka import KafkaFault
 
-_FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
-_PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
+_FENCED = {librdkafka.FENCED, librdkafka.PRODUCER_FENCED, librdkafka.INVALID_PRODUCER_EPOCH}
+_PURGED = {librdkafka.PURGE_QUEUE, librdkafka.PURGE_INFLIGHT}
 """Of records that an abort takes back: they are not to blame."""
 _TIMEOUT_S = 30.0
 _LARGEST = 1_000_000_000
@@ -39,8 +39,8 @@ class Sender:
 
     def __init__(self, settings: Settings, transactional_id: str) -> None:
         self._id = transactional_id
+        self._records: Sequence[Record] = []
         self._refused: list[tuple[int, str]] = []
-        self._faults: list[str] = []
         self._producer = Producer(
             {
                 **settings.kafka(),
@@ -49,58 +49,57 @@ class Sender:
                 "partitioner": "murmur2_random",
                 "compression.type": "lz4",
                 "message.max.bytes": _LARGEST,
-                "error_cb": lambda error: self._faults.append(error.str()),
+                "delivery.report.only.error": True,
                 "log_level": 0,
-            }
+            },
+            lambda code, why: None,  # what fails is told by the calls
+            self._on_failed,
         )
         try:
             self._producer.init_transactions(_TIMEOUT_S)
-        except KafkaException as error:
+        except KafkaFault as fault:
+            self._producer.close()
             raise ReplayStopped(
-                f"Kafka at {settings.bootstrap_servers} begins no transaction: {error.args[0].str()}. "
+                f"Kafka at {settings.bootstrap_servers} begins no transaction: {fault}. "
                 "Look at KAFKA_BOOTSTRAP_SERVERS, and at the rights of this user"
             ) from None
 
     def send(self, records: Sequence[Record]) -> None:
         """All of ``records`` in one transaction, committed when this returns."""
+        self._records = records
+        self._producer.traffic.mark()
         try:
-            self._producer.begin_transaction()
-            for record in records:
-                self._producer.produce(
-                    record.topic,
-                    record.value,
-                    record.key,
-                    headers=record.headers,
-                    on_delivery=partial(self._delivered, record),
-                )
+            self._producer.begin()
+            for number, record in enumerate(records):
+                self._producer.produce_one(record.topic, record.key, record.value, record.headers, number)
             self._producer.flush(_TIMEOUT_S)
-            self._faults.clear()
-            self._producer.commit_transaction(_TIMEOUT_S)
-            self._producer.poll(0)
+            self._producer.commit(_TIMEOUT_S)
         except BaseException as error:
-            with suppress(KafkaException):
-                self._producer.abort_transaction(_TIMEOUT_S)
-            # the client raises what is fatal, calls for delivery reports all the same, and Python minds
-            fault = error.__cause__ if isinstance(error, SystemError) else error
-            if isinstance(fault, KafkaException):
-                raise ReplayStopped(self._why(fault.args[0])) from None
+            with suppress(KafkaFault):
+                self._producer.abort(_TIMEOUT_S)
+            if isinstance(error, KafkaFault):
+                raise ReplayStopped(self._why(error)) from None
             raise
-        if self._faults:
-            # librdkafka may have asked twice, and the second request may come late enough to end the next transaction
+        if self._producer.traffic.sent(librdkafka.END_TXN) > 1:
+            # the one that was lost may come late enough to end the next transaction
             raise ReplayStopped(
-                f"the connection failed during a commit: {self._faults[0]}. Replay again: what was sent is noted"
+                "the connection failed during a commit, which was asked for twice. Replay again: what was sent is noted"
             )
 
-    def _delivered(self, record: Record, error: KafkaError | None, _: Message) -> None:
-        if error is not None and error.code() not in _PURGED:
-            told = f"letter {record.of} was not taken by {record.topic}: {error.str()}"
+    def close(self) -> None:
+        self._producer.close()
+
+    def _on_failed(self, code: int, number: int) -> None:
+        if code not in _PURGED:
+            record = self._records[number]
+            told = f"letter {record.of} was not taken by {record.topic}: {KafkaFault(code)}"
             self._refused.append((len(record.value or b""), told))
 
-    def _why(self, error: Any) -> str:
-        if error.code() in _FENCED:
+    def _why(self, fault: KafkaFault) -> str:
+        if fault.code in _FENCED:
             return f"another replay has begun as {self._id!r} and goes on from what this one has noted"
         if self._refused:
             # the broker refuses whole batches, mostly for what is too large in them
             _, told = max(self._refused)
             return f"{told}. Nothing of its transaction was sent; leave it out with a filter or a patch"
-        return f"a transaction was not committed: {error.str()}. Replay again: what was sent is noted"
+        return f"a transaction was not committed: {fault}. Replay again: what was sent is noted"

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,20 +56,19 @@ def amount(outgoing):
 """
 KILLED = """
 import os, signal, sys
-from confluent_kafka import Producer
 from penstock.dead import sending
 
 when = sys.argv[1]
 
-class Mortal(Producer):
+class Mortal(sending.Producer):
     commits = 0
 
-    def commit_transaction(self, *timeout):
+    def commit(self, wait_s):
         self.commits += 1
         if (self.commits, when) == (3, "before"):
-            assert self.flush(10) == 0
+            assert self.flush(10)
             os.kill(os.getpid(), signal.SIGKILL)
-        super().commit_transaction(*timeout)
+        super().commit(wait_s)
         if self.commits == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -350,11 +350,11 @@ def test_a_rate_is_kept(shop: Shop) -> None:
 
 
 def test_a_second_replay_at_the_same_time_ends_the_first(shop: Shop) -> None:
-    first = Sender(shop.settings, f"{shop.name}.dead.replay")
-    shop.bury(shop.order(1, "1"))
-    assert shop.replay()["replayed"] == 1
-    with pytest.raises(ReplayStopped, match="another replay has begun"):
-        first.send([Record(f"{shop.name}.raw", None, b"twice", [], "0@0")])
+    with closing(Sender(shop.settings, f"{shop.name}.dead.replay")) as first:
+        shop.bury(shop.order(1, "1"))
+        assert shop.replay()["replayed"] == 1
+        with pytest.raises(ReplayStopped, match="another replay has begun"):
+            first.send([Record(f"{shop.name}.raw", None, b"twice", [], "0@0")])
     assert b"twice" not in shop.values()
 
 

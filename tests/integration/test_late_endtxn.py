@@ -3,9 +3,11 @@ that it would; `python -m tests.integration.late_endtxn ROUNDS` counts more of t
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
+from penstock.dead.sending import Record, ReplayStopped, Sender
 from penstock.local.broker import EmbeddedBroker
 from penstock.records import Partition
 from penstock.settings import Settings
@@ -13,6 +15,7 @@ from penstock.transport.kafka import KafkaTransport
 from penstock.transport.librdkafka import KafkaFault
 from penstock.transport.protocol import Fenced, Position, TransactionAborted
 from tests.chaos.proxy import BrokerBehind
+from tests.conftest import read_all_committed
 from tests.contract.worlds import Recorder
 from tests.integration.late_endtxn import ENDINGS, WAYS, Ending, HoldingProxy, Way, attempts, topics_on
 from tests.integration.pipeline_world import until
@@ -35,6 +38,25 @@ def test_a_late_endtxn_decides_no_later_transaction(place: Place, held: Ending, 
     proxy, broker = place
     trials = 5 if way == "reset" else 2
     assert attempts(proxy, broker.bootstrap, trials, way, held, guarded=True) == {"right": trials, "refused": trials}
+
+
+def test_a_replay_of_dead_letters_ends_where_a_late_endtxn_may_come(place: Place) -> None:
+    proxy, broker = place
+    (topic,) = topics_on(broker.bootstrap, "replayed")
+    settings = Settings(bootstrap_servers=f"127.0.0.1:{proxy.port}")
+    with closing(Sender(settings, "replay")) as sender:
+        sender.send([Record(topic, None, b"first", [], "0@0")])
+        proxy.hold = "reset"
+        with pytest.raises(ReplayStopped, match="asked for twice"):
+            sender.send([Record(topic, None, b"second", [], "0@1")])
+    with closing(Sender(settings, "replay")) as sender:
+        assert proxy.release() != 0
+        sender.send([Record(topic, None, b"third", [], "0@2")])
+    assert [message.value() for message in read_all_committed(broker.bootstrap, topic)] == [
+        b"first",
+        b"second",
+        b"third",
+    ]
 
 
 @pytest.mark.parametrize("held", ENDINGS)
