@@ -46,6 +46,12 @@ class Memory:
         return f"{why} (PENSTOCK_MEMORY_LIMIT_MB). Raise it, or add a worker"
 
 
+def memory_within(limit_mb: int) -> Memory | None:
+    """What a worker looks at once a second; None where nothing limits it."""
+    limit = memory_limit(limit_mb)
+    return None if limit is None else Memory(limit)
+
+
 def memory_limit(limit_mb: int) -> int | None:
     """The limit in bytes: the one that is set, else most of the container's; None where there is neither."""
     if limit_mb:

@@ -23,7 +23,7 @@ from penstock.intake import Intake, TopicReader
 from penstock.journal.notes import Notes
 from penstock.journal.stepping import Journal
 from penstock.loop import Loop
-from penstock.memory import MIB, Memory, OutgrownError, cgroup_limit, memory_limit
+from penstock.memory import MIB, OutgrownError, cgroup_limit, memory_within
 from penstock.observer import Observer
 from penstock.outbox import Outbox, UnencodableError
 from penstock.pace import Pace
@@ -92,8 +92,12 @@ def run(plan: Plan, name: str, settings: Settings) -> int:
         plan.stage(name)  # raises where the plan has none of that name, loop or not: nothing is to install then
         with Slot(settings.state_dir, plan.group(name), settings.slot):
             log.info("%s of %s, with Kafka at %s", name, plan.pipeline, settings.bootstrap_servers)
+            telemetry.MEMORY_LIMIT.labels(name).set(cgroup_limit() or 0)
             main = find_main(name)
             return main(plan, name, settings) if main is not None else _run_stage(plan, name, settings)
+    except OutgrownError as error:
+        log.error("%s. Raise PENSTOCK_MEMORY_LIMIT_MB or the container's limit, or add a worker", error)
+        return 1
     except (InvalidSettings, PlanError, SlotTaken, IncompleteLogError, Repartitioned, OSError) as error:
         log.error("%s", error)
         return 1
@@ -114,9 +118,7 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
         loop = make_loop(plan, name, settings, stage, transport, health, interval_ms)
         loop.companion = companion
         loop.recovery.snapshots = snapshots_of(plan, name, settings, stage, transport)
-        telemetry.MEMORY_LIMIT.labels(name).set(cgroup_limit() or 0)
-        limit = memory_limit(settings.memory_limit_mb)
-        loop.memory = Memory(limit) if limit is not None else None
+        loop.memory = memory_within(settings.memory_limit_mb)
         loop.recovery.journal = journal_of(plan, name, settings, transport, loop.intake)
         watch(health, loop.stop)
         gc.collect()
@@ -125,9 +127,6 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
         loop.run()
     except Fenced as error:
         log.error("fenced: %s", error)
-        return 1
-    except OutgrownError as error:
-        log.error("%s. Raise PENSTOCK_MEMORY_LIMIT_MB or the container's limit, or add a worker", error)
         return 1
     except (FateError, UnencodableError) as error:
         log.error("%s", error)

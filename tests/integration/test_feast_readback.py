@@ -27,12 +27,14 @@ from penstock_features.stage import build
 from penstock_features.writer import LONGEST, FeastWriter, Pace, make_writer
 from prometheus_client import REGISTRY
 
+from penstock import memory
 from penstock.codec.avro import AvroEncoder
 from penstock.compiling import compile_pipeline
 from penstock.envelope import EVENT_ID, EVENT_TIME
 from penstock.health import Health
 from penstock.local.resolve import BrokerHandle
 from penstock.logs import JsonLines
+from penstock.memory import MIB, OutgrownError
 from penstock.plan import Plan
 from penstock.recovery import IncompleteLogError
 from penstock.settings import Settings
@@ -493,6 +495,37 @@ def test_the_watchdog_and_readiness_see_what_the_writer_is_in(shops: Any, monkey
     assert health.doing is None
     assert health.waiting_for["broker"] == "nothing was heard"
     assert set(LONGEST) == {phase for _, phase in seen}
+
+
+def test_a_writer_reads_nothing_above_its_memory_limit_and_ends_where_that_does_not_help(
+    shops: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, now = [100 * MIB], [1000.0]
+    monkeypatch.setattr(memory, "resident_bytes", lambda pid: held[0])
+    shop = shops()
+    shop.settings = shop.settings.model_copy(update={"memory_limit_mb": 200})
+    writer = shop.writer()
+    writer._clock = lambda: now[0]
+    writer._transport.subscribe(list(writer._stores), writer)
+
+    def steps(seconds: int) -> int:
+        for _ in range(4 * seconds):
+            now[0] += 0.25
+            writer.step()
+        return sum(lane.position.offset for lane in writer._lanes.values())
+
+    steps(2)
+    held[0] = 300 * MIB
+    before = steps(2)
+    assert writer._health.waiting_for["memory"].startswith("300 MiB are resident, and the limit is 200 MiB")
+    shop.visit([(f"c{n}", START, 5.0) for n in range(20)])
+    assert steps(5) == before
+    held[0] = 150 * MIB
+    assert steps(5) > before
+    assert "memory" not in writer._health.waiting_for
+    held[0] = 300 * MIB
+    with pytest.raises(OutgrownError, match="for 30 s"):
+        steps(40)
 
 
 def start_writer(shop: Shop, bootstrap: str) -> "subprocess.Popen[str]":

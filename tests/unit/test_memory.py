@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from penstock_monitor.merge import look_at_memory
 
 from penstock import memory
-from penstock.memory import MIB, Memory, OutgrownError, cgroup_limit, memory_limit
+from penstock.health import Health
+from penstock.memory import MIB, Memory, OutgrownError, cgroup_limit, memory_limit, memory_within
 from penstock.records import Partition
 from penstock.transport.memory import MemoryBroker, MemoryTransport
 from tests.small_loop import DEAD, DROPPED, SOURCE, TARGET, Passing, small_loop
@@ -85,6 +87,24 @@ def test_a_worker_that_stays_above_it_commits_and_ends_and_says_what_it_holds(re
     )
     assert len(broker.rows(TARGET)) == 50
     assert not loop.outbox
+
+
+def test_a_merge_that_stays_above_it_ends(
+    resident: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now, codes = [0.0], list[int]()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "_exit", codes.append)
+    health, held = Health(), memory_within(200)
+    resident[0] = 300
+    for now[0] in range(30):
+        look_at_memory(held, health)
+    assert not codes
+    assert "the limit is 200 MiB" in health.waiting_for["memory"]
+    now[0] = 40.0
+    look_at_memory(held, health)
+    assert codes == [1]
+    assert "300 MiB are resident, and the limit is 200 MiB, for 30 s. Raise PENSTOCK_MEMORY_LIMIT_MB" in caplog.text
 
 
 def test_what_is_freed_is_given_back_to_the_system_before_a_worker_stops() -> None:

@@ -20,6 +20,7 @@ from penstock.codec.avro import AvroDecoder
 from penstock.feast.offline import CREATED_TIME
 from penstock.feast.stores import ViewStores, open_stores
 from penstock.health import BROKER, Health, HealthServer
+from penstock.memory import Memory, memory_within
 from penstock.observer import tell_lag
 from penstock.plan import Plan
 from penstock.records import Int64s, Partition, Records
@@ -94,6 +95,8 @@ class FeastWriter:
         self._held: set[Partition] = set()
         self._second = 0.0
         self._stopping = False
+        self._full: str | None = None
+        self.memory: Memory | None = None
 
     def stop(self) -> None:
         """Write what is in hand and leave. Safe to call from a signal handler."""
@@ -128,6 +131,9 @@ class FeastWriter:
         self._make_room()
         if now - self._second >= 1.0:
             self._second = now
+            if self.memory is not None:
+                self._full = self.memory.look(now)
+                self._health.wait("memory", self._full)
             self._commit()
 
     def _decode(self) -> None:
@@ -194,14 +200,15 @@ class FeastWriter:
             lane.offsets, lane.rows = [], []
 
     def _make_room(self) -> None:
-        """Nothing more is read while too much waits; the paused partitions are polled all the same."""
+        """Nothing more is read while too much waits or is held; the paused partitions are polled all the same."""
         waiting = sum(map(len, self._undecoded)) + sum(len(rows) for tables in self._online.values() for rows in tables)
         if self._attempts.failing("offline"):
             waiting += sum(lane.waiting for lane in self._lanes.values())
-        if waiting > self._pace.waiting_rows and not self._held:
+        full = waiting > self._pace.waiting_rows or self._full is not None
+        if full and not self._held:
             self._held = set(self._lanes)
             self._transport.pause(self._held)
-        elif self._held and waiting <= self._pace.waiting_rows // 2:
+        elif self._held and not full and waiting <= self._pace.waiting_rows // 2:
             self._transport.resume(self._held & self._lanes.keys())
             self._held = set()
 
@@ -215,6 +222,7 @@ class FeastWriter:
                     self._transport.commit(done)
             except TransactionAborted as error:
                 log.info("the lag could not be committed: %s", error)
+                self._transport.abort()
             else:
                 for partition, at in done.items():
                     self._lanes[partition].committed, self._lanes[partition].oldest = at.offset, 0
@@ -298,7 +306,9 @@ def make_writer(
     most = largest_message(plan)
     decoders = {source.topic: AvroDecoder(source.value.avro, lookup, most) for source in plan.stage(name).inputs}
     health.ask(BROKER, transport.trouble)
-    return FeastWriter(name, transport, open_stores(plan, settings), decoders, health, pace)
+    writer = FeastWriter(name, transport, open_stores(plan, settings), decoders, health, pace)
+    writer.memory = memory_within(settings.memory_limit_mb)
+    return writer
 
 
 def main(plan: Plan, name: str, settings: Settings) -> int:

@@ -18,6 +18,7 @@ import faust
 
 from penstock import telemetry
 from penstock.health import BROKER, Health, HealthServer
+from penstock.memory import Memory, OutgrownError, memory_within
 from penstock.observer import tell_lag
 from penstock.plan import Plan, PlanError
 from penstock.records import Partition
@@ -89,6 +90,7 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
     sources = Sources(plan, settings)
     progress: Progress | None = None
     looked = 0.0
+    memory = memory_within(settings.memory_limit_mb)
     source = plan.topic("profiles").name
     begun = False
     health.ask(BROKER, sources.trouble)
@@ -110,6 +112,7 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
 
     async def look() -> None:
         nonlocal progress, looked
+        look_at_memory(memory, health)
         with leaving_on_failure():
             try:
                 seen = await asyncio.to_thread(sources.look)
@@ -137,6 +140,15 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
     app.timer(CLOSE_EVERY_S)(look)
     app.timer(CLOSE_EVERY_S)(close_windows)
     return app
+
+
+def look_at_memory(memory: Memory | None, health: Health) -> None:
+    """Faust reads on; so a merge that holds too much for long can only start anew."""
+    try:
+        health.wait("memory", None if memory is None else memory.look(time.monotonic()))
+    except OutgrownError as error:
+        log.critical("%s. Raise PENSTOCK_MEMORY_LIMIT_MB or the container's limit", error)
+        os._exit(1)
 
 
 @contextmanager
