@@ -31,6 +31,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._connections: set[asyncio.StreamWriter] = set()
+        self._lost: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
 
     def __enter__(self) -> "Proxy":
@@ -50,6 +51,11 @@ class Proxy:
         """Resets every connection, on both sides; returns how many."""
         count: int = self._call(self._reset())
         return count
+
+    def lose(self) -> None:
+        """Whatever is sent on the connections of now is lost from now on, and nobody is told: their peers are gone for
+        good. New ones are served."""
+        self._call(self._lose())
 
     def _call(self, what: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(30)
@@ -76,7 +82,12 @@ class Proxy:
             await self._forward(piece, writer)
         raise ConnectionResetError  # one side has closed, so the other is closed too
 
+    async def _lose(self) -> None:
+        self._lost |= self._connections
+
     async def _forward(self, piece: bytes, writer: asyncio.StreamWriter) -> None:
+        if writer in self._lost:
+            return
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         if self.bytes_per_s:

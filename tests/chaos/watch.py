@@ -153,6 +153,7 @@ class Watcher:
                 "fetch.wait.max.ms": 20,
                 "fetch.queue.backoff.ms": 20,
                 "reconnect.backoff.max.ms": 500,
+                "socket.timeout.ms": 5000,  # a line that is lost is given up before a worker gives it up
                 "auto.offset.reset": "error" if strict else "earliest",
                 "log_level": 0,
                 "error_cb": lambda error: None,

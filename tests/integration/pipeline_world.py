@@ -17,7 +17,7 @@ from typing import Any, Self
 import fastavro
 import orjson
 from confluent_kafka import OFFSET_BEGINNING, Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
-from confluent_kafka.admin import NewPartitions, OffsetSpec
+from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec
 
 from penstock.local.supervisor import Supervisor, Worker, run_command, tail
 from penstock.models.control_topic import promote
@@ -251,11 +251,16 @@ class World:
     def log(self, stage: str) -> str:
         return tail(self.worker(stage).log_path, 400)
 
+    def _new_admin(self) -> AdminClient:
+        """One that knew the broker before it was stopped or killed may ask a leader of then, or wait for ever."""
+        return admin_client(Settings(bootstrap_servers=self.bootstrap))
+
     def committed(self, stage: str) -> dict[tuple[str, int], int]:
         """Partition → the offset that the stage's group has committed."""
         group = self.plan.group(stage)
         asked = ConsumerGroupTopicPartitions(group)
-        found = self._admin.list_consumer_group_offsets([asked], request_timeout=15)[group].result(30)
+        admin = self._new_admin()
+        found = admin.list_consumer_group_offsets([asked], request_timeout=15)[group].result(30)
         return {(p.topic, p.partition): max(0, p.offset) for p in found.topic_partitions}
 
     def behind(self, stage: str) -> int:
@@ -263,7 +268,8 @@ class World:
         done = self.committed(stage)
         inputs = [source.topic for source in self.plan.stage(stage).inputs]
         latest = {TopicPartition(t, n): OffsetSpec.latest() for t in inputs for n in range(self.partitions[t])}
-        ends = self._admin.list_offsets(latest, request_timeout=15)
+        admin = self._new_admin()  # an answer is lost with its client
+        ends = admin.list_offsets(latest, request_timeout=15)
         return sum(answer.result(30).offset - done.get((p.topic, p.partition), 0) for p, answer in ends.items())
 
     def restarts(self, stage: str) -> int:

@@ -11,9 +11,10 @@ from statistics import median
 from penstock.local.scrape import by_label, scrape
 from tests import aborting
 from tests.chaos.harness import OUTPUT, RATE, Lab, Result, Stream, Trial
+from tests.chaos.scenarios.crash import profiles_once
 
 NAME = "aborts"
-HOLDS = "the same rows are sent again and come once; no worker starts anew, no partition is restored or replayed"
+HOLDS = "the same rows come once, in profiles too; no worker starts anew, no partition is restored or replayed"
 STAGES = (*OUTPUT, "monitor")
 SHARE = 1 / 3
 DEVIATIONS, FEW = 4.0, 5
@@ -45,6 +46,8 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
                     with aborts(trial, counts) if harmed else nullcontext():
                         speed[harmed].append(BURST / trial.burst(list(islice(feed, BURST))))
         judge_shares(trial, counts)
+        trial.settle()
+        profiles_once(trial)
         if trial.world.supervisor.restarted:
             trial.problem(f"a worker was started again: {trial.world.heard}")
         if (now := taken(trial)) != assigned:

@@ -4,10 +4,15 @@ import time
 from collections.abc import Callable
 
 from tests.chaos.harness import OUTPUT, PATIENCE_S, Lab, Result, Trial
+from tests.chaos.scenarios.crash import history_once, profiles_once
+from tests.failing import FEAST_STAGE
 from tests.integration.pipeline_world import until
 
 NAME = "broker"
-HOLDS = "nothing lost, nothing doubled; workers reconnect, readiness goes false and comes back"
+HOLDS = (
+    "nothing lost, nothing doubled, Feast's history once each, profiles of one pass; workers reconnect, readiness goes "
+    "false and comes back"
+)
 BACK_S = 60.0
 STOPPED_S = 8.0
 """Longer than a session."""
@@ -22,12 +27,16 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
     for how, (leave, come_back) in ways.items():
         # each in a pipeline of its own, so that one that does not come back hides no other
         try:
-            with lab.trial(result, stages=list(OUTPUT)) as trial:
+            with lab.trial(result, stages=[*OUTPUT, "monitor", FEAST_STAGE]) as trial:
                 trial.flowing()
                 for number in range(1, rounds + 1):
                     time.sleep(draw.uniform(0.5, 1.5))
                     result.tell(f"{how}, {number} of {rounds}")
                     away(trial, how, leave, come_back)
+                result.notes[f"{how}: workers that ended"] = trial.world.supervisor.restarted
+                trial.settle()
+                history_once(trial)
+                profiles_once(trial)
         except AssertionError as error:
             result.problems.append(f"after the broker was {how}: {error}")
 

@@ -4,7 +4,6 @@ import random
 import signal
 import time
 from collections import Counter
-from functools import partial
 
 import pyarrow.parquet as pq
 
@@ -78,11 +77,19 @@ def look_behind(trial: Trial) -> None:
     world = trial.world
     trial.result.tell("counting what lies behind the topics")
     history_once(trial)
-    for what, holds in (("profiles", counted_once), ("windows", merged_once)):
-        try:
-            until(what, partial(holds, world), COUNTS_S, pause=0.5)
-        except AssertionError:
-            trial.problem(f"the {what} of the monitor are not those of one pass: {profiled(world)}")
+    profiles_once(trial)
+    try:
+        until("windows", lambda: merged_once(world), COUNTS_S, pause=0.5)
+    except AssertionError:
+        trial.problem(f"the windows of the merge are not those of one pass: {merged(world)}")
+
+
+def profiles_once(trial: Trial) -> None:
+    """When every fate is there the monitor's counts are those of one pass, in the end."""
+    try:
+        until("profiles", lambda: counted_once(trial.world), COUNTS_S, pause=0.5)
+    except AssertionError:
+        trial.problem(f"the profiles of the monitor are not those of one pass: {profiled(trial.world)}")
 
 
 def history_once(trial: Trial) -> None:

@@ -9,7 +9,7 @@ from threading import Lock
 
 from tests import failing
 from tests.chaos.harness import OUTPUT, Lab, Result, Trial
-from tests.chaos.scenarios.crash import COUNTS_S, counted_once, history_once
+from tests.chaos.scenarios.crash import history_once, profiles_once
 from tests.failing import Death
 from tests.integration.pipeline_world import until
 
@@ -41,10 +41,7 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
             list(pool.map(lambda lane: end_each(trial, lane, len(deaths)), lanes))
         trial.settle()
         history_once(trial)
-        try:
-            until("profiles", lambda: counted_once(trial.world), COUNTS_S, pause=0.5)
-        except AssertionError:
-            trial.problem("the profiles of the monitor are not those of one pass")
+        profiles_once(trial)
 
 
 def drawn(draw: random.Random, rounds: int) -> Iterator[Death]:

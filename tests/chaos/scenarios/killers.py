@@ -28,6 +28,7 @@ LIVE = {
 }
 """Which stages die of an event of theirs, where, and how."""
 READS = {"features.aircraft": "events", "inference": "features"}
+HOWS = ("memory", "segfault")
 REPLAYS, MOVES = "features.airport", "features.aircraft"
 IDLE_KILLS = 1
 """As many as make a stage take its rows one by one where it had any; the supervisor bears no more after those that a
@@ -66,11 +67,11 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
             result.tell(f"events that kill, {said}")
             live(trial, names)
             result.tell(f"an event that kills in a replay, {said}")
-            replayed(trial, doom, names[REPLAYS])
+            replayed(trial, doom, names[REPLAYS], HOWS[number % 2])
             result.tell(f"kills while idle, {said}")
             idle(trial)
         doom = Doom()
-        doom.of = {MOVES: {"processing": [names[MOVES]], "how": "segfault"}}
+        doom.of = {MOVES: {"processing": [names[MOVES]], "how": HOWS[number % 2]}}
         others = [stage for stage in OUTPUT if stage != MOVES]
         with lab.trial(result, rate=RATE, stages=others, workers={MOVES: 2}, command=doom.command) as trial:
             trial.flowing()
@@ -95,15 +96,15 @@ def live(trial: Trial, names: dict[str, str]) -> None:
         deaths(trial, stage, "of an event", how)
 
 
-def replayed(trial: Trial, doom: Doom, name: str) -> None:
+def replayed(trial: Trial, doom: Doom, name: str, how: str) -> None:
     world, before = trial.world, dead(trial)
     until(f"{name} to be predicted", partial(arrived, trial, "predictions", "prediction_id", name), PATIENCE_S, 0.2)
-    doom.of[REPLAYS] = {"processing": [name], "how": "segfault"}
+    doom.of[REPLAYS] = {"processing": [name], "how": how}
     world.signal(REPLAYS, signal.SIGKILL)
     until(f"{REPLAYS} to find its row", lambda: said(trial, REPLAYS, "it is quarantined"), PATIENCE_S, 0.1)
     trial.result.trials += 1
     trial.flowing()
-    deaths(trial, REPLAYS, "in a replay", "segfault")
+    deaths(trial, REPLAYS, "in a replay", how)
     if dead(trial) != before:
         trial.problem(f"{name} had its fate before it killed in a replay, and is a dead letter now")
 
@@ -187,6 +188,8 @@ def deaths(trial: Trial, stage: str, when: str, how: str) -> None:
     """Notes how often a stage died of what it dies of."""
     code = 128 + (signal.SIGSEGV if how == "segfault" else signal.SIGKILL)
     n = sum(ended == (f"{stage}.0", code) for ended in ends(trial.world.heard))
+    if not n:
+        trial.problem(f"{stage} did not die {when} with exit code {code}: {trial.world.heard}")
     trial.result.notes.setdefault(f"deaths {when} ({how})", []).append(n)
 
 

@@ -1,7 +1,9 @@
-"""A bad network between the broker and everybody else: slow answers, resets, a cable that is pulled and put back, a
-line that carries little, and the end of a transaction that arrives when a later one is open.
+"""A bad network between the broker and everybody else: slow answers, resets, a cable that is pulled and put back, peers
+that are gone without a word, a line that carries little, and the end of a transaction that arrives when a later one is
+open.
 """
 
+import math
 import random
 import shutil
 import time
@@ -23,9 +25,10 @@ DELAY_S = 0.3
 PULLED_S = 7.0
 """Longer than a session."""
 BAD_S = 2.0
-SLOW_BYTES_PER_S = 100_000
+SLOW_BYTES_PER_S = 10_000
 RESETS = 5
-BACK_S = 60.0
+BACK_S = 150.0
+"""A request on a connection whose peer is gone is given up after half a minute."""
 LATE = ("ingest", "features.aircraft", "inference")
 """Whose EndTxn is kept back: a stage without windows, one with them, the last."""
 CONTROLS = 3
@@ -38,14 +41,15 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
     folder = lab.folder / "broker-behind"
     shutil.rmtree(folder, ignore_errors=True)
     with HoldingProxy() as proxy, BrokerBehind(folder, proxy) as broker:
-        for harms in PIPELINES:
+        for harms, every in PIPELINES.items():
             # so that one that does not come back hides not all others
             try:
                 with lab.trial(result, rate=100, stages=list(OUTPUT), bootstrap=broker.bootstrap) as trial:
                     trial.flowing()
-                    for number in range(1, rounds + 1):
+                    times = math.ceil(rounds / every)
+                    for number in range(1, times + 1):
                         for name in harms:
-                            result.tell(f"{name}, {number} of {rounds}")
+                            result.tell(f"{name}, {number} of {times}")
                             HARM[name](trial, proxy, draw)
             except AssertionError as error:
                 result.problems.append(f"in a pipeline with {', '.join(harms)}: {error}")
@@ -94,11 +98,22 @@ def pulled(proxy: HoldingProxy, draw: random.Random) -> Iterator[None]:
 
 
 @contextmanager
+def lost(proxy: HoldingProxy, draw: random.Random) -> Iterator[None]:
+    proxy.lose()
+    yield
+
+
+@contextmanager
 def slow(proxy: HoldingProxy, draw: random.Random) -> Iterator[None]:
     proxy.bytes_per_s = SLOW_BYTES_PER_S
     yield
     time.sleep(BAD_S)
     proxy.bytes_per_s = 0
+
+
+def half_open(trial: Trial, proxy: HoldingProxy, draw: random.Random) -> None:
+    while_bad("half-open connections", lost)(trial, proxy, draw)
+    proxy.reset()  # connections on which nobody asked since, which are ours: they would be noticed when somebody does
 
 
 def late(trial: Trial, proxy: HoldingProxy, draw: random.Random) -> None:
@@ -159,6 +174,11 @@ HARM: dict[str, Callable[[Trial, HoldingProxy, random.Random], None]] = {
     "late EndTxns": late,
     "resets": while_bad("resets", reset),
     "a pulled cable": while_bad("a pulled cable", pulled),
+    "half-open connections": half_open,
 }
-PIPELINES = (("slow answers", "a slow line", "late EndTxns"), ("resets", "a pulled cable"))
-"""Which harms share one."""
+PIPELINES = {
+    ("slow answers", "a slow line", "late EndTxns"): 1,
+    ("resets", "a pulled cable"): 1,
+    ("half-open connections",): 5,
+}
+"""Which harms share one, and one in how many rounds has them: what is half-open is noticed after half a minute."""

@@ -115,7 +115,7 @@ def bursts(
         for share in SHARES:
             trial.result.tell(f"{share:.0%} bad")
             took[share] += trial.burst(mix(share))
-            trial.result.trials += 1
+            trial.result.trials += share > 0
         for share in SHARES[1:]:
             trial.result.tell(f"{share:.0%} bad, some of them large or refused")
             mixed = mix(share)

@@ -38,8 +38,10 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
     draw = lab.random(NAME)
     with lab.trial(result, stages=list(OUTPUT), command=failing.command) as trial:
         trial.flowing()
+        stages: list[str] = []
         for number in range(1, SCALINGS * rounds + 1):
-            stage = draw.choice(list(OUTPUT))
+            stages = stages or draw.sample(list(OUTPUT), len(OUTPUT))
+            stage = stages.pop()
             how = [draw.choice([signal.SIGTERM, signal.SIGKILL]) for _ in SLOTS]
             began = time.time()
             result.tell(f"{number} of {SCALINGS * rounds}: {stage}'s partitions are taken and given back")

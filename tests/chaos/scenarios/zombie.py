@@ -14,6 +14,7 @@ HOLDS = "no output of the zombie is committed; the second holder of a slot refus
 POINTS = ("poll", "process", "send", "offsets")
 """``send``: its rows are at the broker; ``offsets``: all is in the transaction and only its end is missing, so that who
 takes over is told no offset until the broker itself ends it."""
+IN_TRANSACTION = ("send", "offsets")
 PASSES = 20
 STOPS = 2
 WORKERS = 2
@@ -45,7 +46,7 @@ def stop_for_too_long(trial: Trial, at: Death, slot: int) -> None:
         until(f"{stage}.{other} to take over", lambda: len(taken_over(trial, stage, other)) > seen, PATIENCE_S, 0.1)
         trial.new_output(OUTPUT[stage], time.time())
     finally:
-        before = len(taken_over(trial, stage, slot))
+        before, before_told = len(taken_over(trial, stage, slot)), told_off(trial, stage, slot)
         world.signal(stage, signal.SIGCONT, slot)
     trial.result.trials += 1
     trial.result.notes[f"stopped after {at.point}"] = trial.result.notes.get(f"stopped after {at.point}", 0) + 1
@@ -53,6 +54,10 @@ def stop_for_too_long(trial: Trial, at: Death, slot: int) -> None:
     until(
         f"{stage}.{slot} to be given partitions", lambda: len(taken_over(trial, stage, slot)) > before, PATIENCE_S, 0.1
     )
+    refused = told_off(trial, stage, slot) - before_told
+    trial.result.notes.setdefault(f"told off after {at.point}", []).append(refused)
+    if not refused and at.point in IN_TRANSACTION:
+        trial.problem(f"{stage}.{slot} went on after {at.point}, and nobody refused its transaction")
     until(f"{stage}.{slot} to be ready again", lambda: ready(trial, stage, slot), PATIENCE_S, 0.1)
     trial.new_output(OUTPUT[stage], time.time())
     stall = trial.longest_stall(OUTPUT[stage], began)
@@ -61,6 +66,12 @@ def stop_for_too_long(trial: Trial, at: Death, slot: int) -> None:
 
 def taken_over(trial: Trial, stage: str, slot: int) -> list[str]:
     return [line["message"] for line in trial.world.said(stage, slot) if line["message"].startswith("assigned ")]
+
+
+def told_off(trial: Trial, stage: str, slot: int) -> int:
+    """How often a worker's transaction was refused, or the worker itself."""
+    aborted = sum(line["message"].startswith("transaction aborted") for line in trial.world.said(stage, slot))
+    return aborted + len(trial.world.worker(stage, slot).restarts)
 
 
 def ready(trial: Trial, stage: str, slot: int) -> bool:
