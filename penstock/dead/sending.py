@@ -57,10 +57,12 @@ class Sender:
         )
         try:
             self._producer.init_transactions(_TIMEOUT_S)
-        except KafkaFault as fault:
+        except BaseException as error:
             self._producer.close()
+            if not isinstance(error, KafkaFault):
+                raise
             raise ReplayStopped(
-                f"Kafka at {settings.bootstrap_servers} begins no transaction: {fault}. "
+                f"Kafka at {settings.bootstrap_servers} begins no transaction: {error}. "
                 "Look at KAFKA_BOOTSTRAP_SERVERS, and at the rights of this user"
             ) from None
 

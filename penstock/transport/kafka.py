@@ -39,7 +39,7 @@ CONSUMER = {
     "max.partition.fetch.bytes": 1_048_576,
     "fetch.max.bytes": 4_194_304,  # an answer is unpacked whole, and its messages take ten times as much
     "topic.metadata.refresh.interval.ms": 10_000,  # what new partitions wait for
-    "socket.timeout.ms": 30_000,  # as Java's; a connection whose peer is gone without a word is given up then
+    "socket.timeout.ms": 30_000,  # as Java's; a lost line is given up then, and one that takes longer for an answer
 }
 _UNLIKE = "^penstock[.]joins[.]anew$"
 """A pattern that no topic's name is like: a subscription with it is another one, which makes the client join again."""

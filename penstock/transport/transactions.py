@@ -288,12 +288,14 @@ class Transactions:
                 raise Fenced(f"slot {self._slot}: {fault}") from fault
 
     def _end_by_abort(self) -> None:
+        sound = self._producer.fatal_error() is None
         try:
             self._producer.abort(PATIENCE_S)
         except KafkaFault as fault:
-            if fault.code != librdkafka.INVALID_TXN_STATE:
+            if not sound or fault.code != librdkafka.INVALID_TXN_STATE or self._asked_again(librdkafka.END_TXN):
                 raise
-            # it looks at the epoch first, so the slot is ours; what should have begun the transaction was lost with it
+            # A broker looks at the epoch first, so the slot is ours. No commit was asked for, and what should have
+            # begun the transaction was lost on its way: a new producer's epoch keeps it out, should it come yet
             log.warning("the broker knows of no transaction to abort: %s", fault)
             self._cut_off = True
 

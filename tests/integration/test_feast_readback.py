@@ -523,9 +523,31 @@ def test_a_writer_reads_nothing_above_its_memory_limit_and_ends_where_that_does_
     held[0] = 150 * MIB
     assert steps(5) > before
     assert "memory" not in writer._health.waiting_for
+    assert any(lane.rows for lane in writer._lanes.values()), "no file is due yet"
     held[0] = 300 * MIB
+    steps(2)
+    assert not any(lane.rows for lane in writer._lanes.values()), "what is held is written"
     with pytest.raises(OutgrownError, match="for 30 s"):
         steps(40)
+
+
+def test_a_writer_that_outgrows_its_memory_writes_what_it_holds_before_it_ends(
+    shops: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = shops()
+    shop.visit([(f"c{n}", START, 5.0) for n in range(20)])
+    writer = shop.writer()
+    step = writer.step
+
+    def outgrown() -> None:
+        for _ in range(12):
+            step()
+        raise OutgrownError("too much")
+
+    monkeypatch.setattr(writer, "step", outgrown)
+    with pytest.raises(OutgrownError):
+        writer.run()
+    assert len(shop.history("spend")) == 20
 
 
 def start_writer(shop: Shop, bootstrap: str) -> "subprocess.Popen[str]":

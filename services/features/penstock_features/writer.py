@@ -20,7 +20,7 @@ from penstock.codec.avro import AvroDecoder
 from penstock.feast.offline import CREATED_TIME
 from penstock.feast.stores import ViewStores, open_stores
 from penstock.health import BROKER, Health, HealthServer
-from penstock.memory import Memory, memory_within
+from penstock.memory import Memory, OutgrownError, memory_within
 from penstock.observer import tell_lag
 from penstock.plan import Plan
 from penstock.records import Int64s, Partition, Records
@@ -110,6 +110,9 @@ class FeastWriter:
             while not self._stopping:
                 self.step()
             self._settle(self._lanes)
+        except OutgrownError:
+            self._settle(self._lanes)
+            raise
         finally:
             self._transport.close()
 
@@ -126,7 +129,8 @@ class FeastWriter:
         for topic in self._online:
             self._write_online(topic)
         for partition, lane in self._lanes.items():
-            if lane.rows and (lane.waiting >= self._pace.file_rows or now - lane.since >= self._pace.file_s):
+            due = lane.waiting >= self._pace.file_rows or now - lane.since >= self._pace.file_s
+            if lane.rows and (due or self._full is not None):
                 self._write_offline(partition, lane)
         self._make_room()
         if now - self._second >= 1.0:
@@ -205,9 +209,9 @@ class FeastWriter:
         if self._attempts.failing("offline"):
             waiting += sum(lane.waiting for lane in self._lanes.values())
         full = waiting > self._pace.waiting_rows or self._full is not None
-        if full and not self._held:
-            self._held = set(self._lanes)
-            self._transport.pause(self._held)
+        if full and (reading := self._lanes.keys() - self._held):
+            self._transport.pause(reading)
+            self._held |= reading
         elif self._held and not full and waiting <= self._pace.waiting_rows // 2:
             self._transport.resume(self._held & self._lanes.keys())
             self._held = set()

@@ -27,7 +27,8 @@ PULLED_S = 7.0
 BAD_S = 2.0
 SLOW_BYTES_PER_S = 10_000
 RESETS = 5
-BACK_S = 150.0
+BACK_S = 60.0
+NOTICED_S = 150.0
 """A request on a connection whose peer is gone is given up after half a minute."""
 LATE = ("ingest", "features.aircraft", "inference")
 """Whose EndTxn is kept back: a stage without windows, one with them, the last."""
@@ -60,13 +61,13 @@ def run(lab: Lab, rounds: int, result: Result) -> None:
 Bad = Callable[[HoldingProxy, random.Random], AbstractContextManager[None]]
 
 
-def while_bad(name: str, bad: Bad) -> Callable[[Trial, HoldingProxy, random.Random], None]:
+def while_bad(name: str, bad: Bad, back_s: float = BACK_S) -> Callable[[Trial, HoldingProxy, random.Random], None]:
     def harm(trial: Trial, proxy: HoldingProxy, draw: random.Random) -> None:
         with bad(proxy, draw):
             time.sleep(draw.uniform(0.2, 0.5))
         trial.result.trials += 1
         began = time.time()
-        trial.flowing(BACK_S)
+        trial.flowing(back_s)
         took = round(time.time() - began, 1)
         trial.result.notes.setdefault(f"after {name}: new predictions, s", []).append(took)
 
@@ -112,8 +113,9 @@ def slow(proxy: HoldingProxy, draw: random.Random) -> Iterator[None]:
 
 
 def half_open(trial: Trial, proxy: HoldingProxy, draw: random.Random) -> None:
-    while_bad("half-open connections", lost)(trial, proxy, draw)
+    while_bad("half-open connections", lost, NOTICED_S)(trial, proxy, draw)
     proxy.reset()  # connections on which nobody asked since, which are ours: they would be noticed when somebody does
+    trial.flowing(BACK_S)
 
 
 def late(trial: Trial, proxy: HoldingProxy, draw: random.Random) -> None:
