@@ -47,9 +47,16 @@ class Memory:
 
 
 def memory_within(limit_mb: int) -> Memory | None:
-    """What a worker looks at once a second; None where nothing limits it."""
+    """What a worker looks at once a second; None where nothing limits it. Raises ``OutgrownError`` where the worker
+    holds more before it has read anything: it would take partitions and read nothing of them."""
     limit = memory_limit(limit_mb)
-    return None if limit is None else Memory(limit)
+    if limit is None:
+        return None
+    if (held := resident_bytes(os.getpid())) > limit:
+        raise OutgrownError(
+            f"{held // MIB:,} MiB are resident before anything is read, and the limit is {limit // MIB:,} MiB"
+        )
+    return Memory(limit)
 
 
 def memory_limit(limit_mb: int) -> int | None:

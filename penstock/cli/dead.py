@@ -1,6 +1,7 @@
 """``penstock dead list|show|stats|replay NAME.dead``: what died, why, and another try."""
 
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -80,7 +81,10 @@ def show(
     letter: Annotated[str, typer.Argument(metavar="PARTITION@OFFSET", help="The letter, as `list` names it.")],
     plan: Annotated[Path | None, typer.Option(help="The plan, whose schemas Avro is decoded with.")] = None,
     lock: Annotated[Path | None, typer.Option(help="A schemas.lock to decode Avro with, in place of a plan.")] = None,
-    most: Annotated[int, typer.Option("--bytes", min=0, help="Bytes of the hex dump at the most.")] = 4096,
+    most: Annotated[
+        int,
+        typer.Option("--bytes", min=0, help="Bytes of the hex dump, and characters of what is decoded, at the most."),
+    ] = 4096,
     as_json: Json = False,
 ) -> None:
     """One letter: its headers, why it died, and its payload, decoded as far as it goes and as hex."""
@@ -112,7 +116,7 @@ def show(
         *(f"{name}: {fact}" for name, fact in found.facts.items()),
         "",
         f"{payload.kind}{'' if payload.schema_id is None else f', schema id {payload.schema_id}'}",
-        *(payload.text.splitlines() if payload.text else []),
+        *_cut(payload.text or "", most).splitlines(),
         *(f"! {fault}" for fault in payload.faults),
         "",
         *(hex_dump(value, most).splitlines() if value else []),
@@ -175,11 +179,22 @@ def replay_letters(
     options = Options(to, function, rate, limit, max_attempts, dry_run)
     progress = Console(stderr=True)
 
-    def tell(report: Report) -> None:
-        if progress.is_terminal:
-            progress.print(f"{report.counts[SENT]:,} letters", end="\r")
+    sent = 0
 
-    report = replay(Settings(), topic, Filter(reason, stage, since, until), options, tell)
+    def tell(report: Report) -> None:
+        nonlocal sent
+        sent = report.counts[SENT]
+        if progress.is_terminal:
+            progress.print(f"{sent:,} letters", end="\r")
+
+    logging.getLogger("penstock").addHandler(logging.NullHandler())  # what the client logs, the error says
+    try:
+        report = replay(Settings(), topic, Filter(reason, stage, since, until), options, tell)
+    except KeyboardInterrupt:
+        verb = "would be replayed" if dry_run else "replayed"
+        line = f"interrupted: {sent:,} letters {verb}. The same command goes on from there"
+        typer.echo(json.dumps({"error": line, SENT: sent}) if as_json else f"penstock: {line}", err=not as_json)
+        raise
     if as_json:
         left = [{"letter": _name(one.letter), "fate": one.fate, "why": one.why} for one in report.left]
         typer.echo(json.dumps({"dry_run": dry_run, SENT: 0, **report.counts, "left": left}))
@@ -279,6 +294,14 @@ def _name(place: Any) -> str:
 
 def _shown(time: datetime) -> str:
     return time.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+def _cut(text: str, most: int) -> str:
+    return (
+        text
+        if len(text) <= most
+        else f"{text[:most]}\n… and {len(text) - most:,} characters more, see --bytes and --json"
+    )
 
 
 def _text(raw: bytes) -> str:

@@ -11,7 +11,9 @@ import typer
 def dev(
     pipeline: Annotated[str, typer.Argument(help="Import string, e.g. pipelines.fraud.pipeline:pipeline.")],
     docker: Annotated[bool, typer.Option("--docker", help="Run the broker in Docker.")] = False,
-    folder: Annotated[Path | None, typer.Option(help="Broker, logs and state; else a folder of var/dev.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Broker, logs and state, but not the stores of Feast; else a folder of var/dev.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print addresses and topics as one JSON object.")] = False,
 ) -> None:
     """Start a broker and all workers of a pipeline, with its schemas added to the lock, until Ctrl-C."""

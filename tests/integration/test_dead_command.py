@@ -266,6 +266,10 @@ def test_a_letter_is_shown_with_its_headers_and_its_payload_up_to_the_break(shop
     told = json.loads(shop.call("show", f"{at.partition}@{at.offset}", "--json"))
     assert "give --plan or --lock" in told["faults"][0]
     assert bytes.fromhex(told["hex"]) == b"\0\0\0\0\1\2\2\6o-1\1\2"
+    large = shop.bury(json.dumps({"id": "x" * 10_000}).encode())
+    shown = shop.call("show", f"{large.partition}@{large.offset}", "--bytes", "64")
+    assert re.search(r"… and 9,\d{3} characters more, see --bytes and --json", shown)
+    assert "x" * 100 not in shown
     assert "is not there" in shop.call("show", "0@99", code=1)
     assert "names no letter" in shop.call("show", "zero", code=1)
 
@@ -339,6 +343,26 @@ def test_a_replay_that_is_killed_goes_on_and_each_letter_is_sent_once(shop: Shop
     assert shop.values() == dict.fromkeys(orders, 2)
     assert shop.replay()["replayed"] == 0
     assert shop.values() == dict.fromkeys(orders, 2)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_replay_that_is_interrupted_says_how_far_it_came(shop: Shop, as_json: bool) -> None:
+    for n in range(40):
+        shop.bury(shop.order(n, "1"))
+    words = ["-m", "penstock", "dead", "replay", f"{shop.name}.dead", "--rate", "5"]
+    process = shop.start(*words, *(["--json"] if as_json else []))
+    until("some to be replayed", lambda: shop.read("replayed"), pause=0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    said = (shop.folder / "process.log").read_text()
+    done = len(shop.read("replayed"))
+    assert 0 < done < 40
+    line = f"interrupted: {done} letters replayed. The same command goes on from there"
+    if as_json:
+        assert json.loads(said) == {"error": line, "replayed": done}
+    else:
+        assert said == f"penstock: {line}\n"
+    assert shop.replay()["replayed"] == 40 - done
 
 
 def test_a_rate_is_kept(shop: Shop) -> None:

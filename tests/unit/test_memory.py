@@ -89,6 +89,12 @@ def test_a_worker_that_stays_above_it_commits_and_ends_and_says_what_it_holds(re
     assert not loop.outbox
 
 
+def test_a_limit_below_what_a_worker_holds_before_it_reads_is_refused(resident: list[int]) -> None:
+    assert memory_within(101) is not None
+    with pytest.raises(OutgrownError, match="100 MiB are resident before anything is read, and the limit is 99 MiB"):
+        memory_within(99)
+
+
 def test_a_merge_that_stays_above_it_ends(
     resident: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
