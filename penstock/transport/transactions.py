@@ -160,6 +160,7 @@ class Transactions:
         if mark.transaction != self._transaction & 0x7F:  # of an aborted transaction, whose rows were sent again
             return
         why = str(KafkaFault(code))
+        self._lost |= code == librdkafka.PURGE_QUEUE  # which is what a transaction's failure does with its rows
         if code in _ROW_FAULTS:
             self._failed.append(Refusal(mark.send, mark.row, why))
         else:
@@ -227,8 +228,9 @@ class Transactions:
             raise Fenced(f"slot {self._slot}: {self._producer.fatal_error() or why}")
         if code in _ROW_FAULTS:
             self._refused.append(Refusal(send, row, why, sure=True))
-        else:  # the transaction has failed already: this row is not to blame, and goes again with the others
+        else:  # this row is not to blame, and goes again with the others
             self._unsent = why
+            self._lost |= code == librdkafka.ERRONEOUS_STATE  # the transaction has failed already
 
     def commit(self, places: Sequence[Place], consumer: Consumer) -> None:
         """What was sent, with the offsets that ``consumer`` has read to. Raises ``TransactionAborted``, with the rows
@@ -249,7 +251,7 @@ class Transactions:
                 if places:
                     with consumer.group_metadata() as group:
                         self._insist(lambda: self._producer.send_offsets(places, group, PATIENCE_S), "send offsets")
-                self._settle()  # the commit would wait for the rows as well, and see their delivery later
+                self._producer.flush(SETTLING_S)  # the commit waits for the rows as well, and sees them delivered later
                 if self._failed:
                     self._give_up("rows were refused")
                 self._insist(lambda: self._producer.commit(PATIENCE_S), "commit")
