@@ -110,6 +110,7 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
     log.info("metrics and health on port %d", server.port, extra={"port": server.port})
     stage = kind.build(plan, name)
     try:
+        memory = memory_within(settings.memory_limit_mb)  # before there is a client to close
         transport = KafkaTransport(
             settings, plan.group(name), name, max_message_bytes=largest_message(plan), planned=plan.keyed(name)
         )
@@ -118,7 +119,7 @@ def _run_stage(plan: Plan, name: str, settings: Settings) -> int:
         loop = make_loop(plan, name, settings, stage, transport, health, interval_ms)
         loop.companion = companion
         loop.recovery.snapshots = snapshots_of(plan, name, settings, stage, transport)
-        loop.memory = memory_within(settings.memory_limit_mb)
+        loop.memory = memory
         loop.recovery.journal = journal_of(plan, name, settings, transport, loop.intake)
         watch(health, loop.stop)
         gc.collect()

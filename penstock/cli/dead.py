@@ -178,7 +178,6 @@ def replay_letters(
     function = None if patch is None else load_function(patch, "mends:amount")
     options = Options(to, function, rate, limit, max_attempts, dry_run)
     progress = Console(stderr=True)
-
     sent = 0
 
     def tell(report: Report) -> None:
@@ -297,11 +296,9 @@ def _shown(time: datetime) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    return (
-        text
-        if len(text) <= most
-        else f"{text[:most]}\n… and {len(text) - most:,} characters more, see --bytes and --json"
-    )
+    if (left := len(text) - most) <= 0:
+        return text
+    return f"{text[:most]}\n… and {left:,} characters more, see --bytes and --json"
 
 
 def _text(raw: bytes) -> str:

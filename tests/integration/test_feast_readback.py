@@ -34,7 +34,7 @@ from penstock.envelope import EVENT_ID, EVENT_TIME
 from penstock.health import Health
 from penstock.local.resolve import BrokerHandle
 from penstock.logs import JsonLines
-from penstock.memory import MIB, OutgrownError
+from penstock.memory import MIB, Memory, OutgrownError
 from penstock.plan import Plan
 from penstock.recovery import IncompleteLogError
 from penstock.settings import Settings
@@ -503,8 +503,8 @@ def test_a_writer_reads_nothing_above_its_memory_limit_and_ends_where_that_does_
     held, now = [100 * MIB], [1000.0]
     monkeypatch.setattr(memory, "resident_bytes", lambda pid: held[0])
     shop = shops()
-    shop.settings = shop.settings.model_copy(update={"memory_limit_mb": 200})
     writer = shop.writer()
+    writer.memory = Memory(200 * MIB)
     writer._clock = lambda: now[0]
     writer._transport.subscribe(list(writer._stores), writer)
 

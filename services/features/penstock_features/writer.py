@@ -310,9 +310,7 @@ def make_writer(
     most = largest_message(plan)
     decoders = {source.topic: AvroDecoder(source.value.avro, lookup, most) for source in plan.stage(name).inputs}
     health.ask(BROKER, transport.trouble)
-    writer = FeastWriter(name, transport, open_stores(plan, settings), decoders, health, pace)
-    writer.memory = memory_within(settings.memory_limit_mb)
-    return writer
+    return FeastWriter(name, transport, open_stores(plan, settings), decoders, health, pace)
 
 
 def main(plan: Plan, name: str, settings: Settings) -> int:
@@ -321,10 +319,12 @@ def main(plan: Plan, name: str, settings: Settings) -> int:
     server = HealthServer(health, settings.metrics_host, settings.metrics_port)
     log.info("metrics and health on port %d", server.port, extra={"port": server.port})
     try:
+        memory = memory_within(settings.memory_limit_mb)  # before there is a client to close
         # it writes to no topic, so it needs no transactions
         plainly = settings.model_copy(update={"guarantee": "at_least_once"})
         transport = KafkaTransport(plainly, plan.group(name), name, planned=plan.keyed(name))
         writer = make_writer(plan, name, settings, transport, health)
+        writer.memory = memory
         watch(health, writer.stop, LONGEST)
         health.wait("start", None)
         writer.run()

@@ -61,6 +61,7 @@ def main(plan: Plan, name: str, settings: Settings) -> int:
 
 def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
     """The Faust app of a plan's merge; must be called with an event loop running."""
+    memory = memory_within(settings.memory_limit_mb)  # before there is a client to close
     group = plan.group(name)
     # nothing is kept there with an in-memory store, but Faust wants the folder
     folder = settings.state_dir.absolute() / "faust" / group
@@ -90,7 +91,6 @@ def make_app(plan: Plan, name: str, settings: Settings, health: Health) -> Any:
     sources = Sources(plan, settings)
     progress: Progress | None = None
     looked = 0.0
-    memory = memory_within(settings.memory_limit_mb)
     source = plan.topic("profiles").name
     begun = False
     health.ask(BROKER, sources.trouble)
