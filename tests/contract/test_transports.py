@@ -935,7 +935,7 @@ def test_what_cannot_leave_a_failed_transaction_is_not_waited_for(
         began = time.monotonic()
         with pytest.raises(TransactionAborted) as aborted:
             transport.commit({})
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 5  # they would lie there for 10 s, until they are too old to be sent
         producer.poll()  # what else it has to tell
         assert producer.waiting == 0
         transport.abort()
